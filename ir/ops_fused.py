@@ -1,0 +1,129 @@
+"""Fused ops of phase 30. Each means the composition it replaced, and its reference says so."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import numerics
+from .errors import IRError
+from .graph import Op, Value
+from .numerics import F64, Array
+from .opdef import Data, OpDef, array, expect, f64, plain
+from .ops_model import append_rows, infer_matmul, rope_heads, weight_matrix
+from .types import TensorType, tensor
+
+PROLOGUES = ("none", "rmsnorm", "silu_mul")
+ROLES = ("x", "w", "gamma", "bias", "residual", "input_scale", "row_scale")
+"""Operands of fused_linear. x and w come first; the others where they are present."""
+
+
+def role(op: Op, name: str) -> Value | None:
+    """The operand that plays `name` in a linear or fused_linear, or None."""
+    roles = op.strs("roles") or ("x", "w", "bias")[: len(op.args)]
+    return op.args[roles.index(name)] if name in roles else None
+
+
+def _roles(op: Op) -> dict[str, TensorType]:
+    roles = op.strs("roles")
+    if len(roles) != len(op.args) or roles[:2] != ("x", "w") or not set(roles) <= set(ROLES):
+        raise IRError(f"fused_linear: roles {roles} for {len(op.args)} operands; known {ROLES}")
+    return {r: v.type for r, v in zip(roles, op.args, strict=True)}
+
+
+def _infer_fused_linear(op: Op) -> TensorType:
+    types, prologue = _roles(op), op.get("prologue", "none")
+    if prologue not in PROLOGUES:
+        raise IRError(f"fused_linear: prologue {prologue!r}, expected one of {PROLOGUES}")
+    x = plain(op, 0, "f32")
+    width = x.last // 2 if prologue == "silu_mul" else x.last
+    out = infer_matmul(op, tensor("f32", x.count, width), types["w"])
+    if (prologue == "rmsnorm") != ("gamma" in types):
+        raise IRError("fused_linear: gamma goes with prologue rmsnorm and only with it")
+    if (op.get("act", "f32") == "nvfp4") != ("input_scale" in types):
+        raise IRError("fused_linear: input_scale goes with act nvfp4 and only with it")
+    if "residual" in types:
+        expect(op, "residual", types["residual"], out)
+    for vector in ("bias", "row_scale"):
+        if vector in types:
+            expect(op, vector, types[vector], tensor("f32", out.last))
+    return out
+
+
+def _prologue(op: Op, named: dict[str, Data]) -> F64:
+    x = f64(named["x"])
+    kind = op.get("prologue", "none")
+    if kind == "rmsnorm":
+        x = numerics.rmsnorm(x, f64(named["gamma"]), op.get("eps", 1e-6))
+    elif kind == "silu_mul":
+        gate, up = np.split(x, 2, axis=1)
+        x = numerics.silu(gate) * up
+    x = x.astype(np.float32)
+    if op.get("act", "f32") == "f32":
+        return x.astype(np.float64)
+    scale = np.float32(array(named["input_scale"]).reshape(()))
+    codes, sf = numerics.quantize_activation(x, scale)
+    rows = np.full(x.shape[0], scale, np.float32)
+    return numerics.dequantize_nvfp4(numerics.pack_codes(codes), sf, rows)
+
+
+def _fused_linear(op: Op, args: list[Data]) -> Data:
+    named = dict(zip(op.strs("roles"), args, strict=True))
+    y = _prologue(op, named) @ weight_matrix(op.args[1].type, named["w"]).T
+    if "row_scale" in named:
+        y = y * f64(named["row_scale"])
+    for term in ("bias", "residual"):
+        if term in named:
+            y = y + f64(named[term])
+    return y.astype(np.float32)
+
+
+# --- q/k norm, rope and the append of keys and values in one op ----------------------------------
+
+
+def _infer_rope_append(op: Op) -> tuple[TensorType, ...]:
+    heads, kv_heads, dim = op.get("heads", 0), op.get("kv_heads", 0), op.get("head_dim", 0)
+    qkv, keys = plain(op, 0, "f32"), plain(op, 1, "f32")
+    expect(op, "width of qkv", qkv.last, (heads + 2 * kv_heads) * dim)
+    expect(op, "key cache", (keys.static[0], keys.static[2]), (kv_heads, dim))
+    expect(op, "value cache", plain(op, 2, "f32"), keys)
+    expect(op, "inverse frequencies", plain(op, 4, "f32").static, (dim // 2,))
+    if len(op.args) not in (5, 7):
+        raise IRError("rope_append: q and k gammas come together")
+    return tensor("f32", qkv.count, heads * dim), keys, keys
+
+
+def split_qkv(op: Op, args: list[Data]) -> tuple[Array, Array, Array]:
+    """Rotated q, rotated k and v of a rope_append, each [T, heads * D], f32."""
+    heads, kv_heads, dim = op.get("heads", 0), op.get("kv_heads", 0), op.get("head_dim", 0)
+    cuts = np.cumsum([heads * dim, kv_heads * dim])
+    q, k, v = np.split(f64(args[0]), cuts, axis=1)
+    position, inv_freq, scale = int(array(args[3])), array(args[4]), op.get("scale", 1.0)
+    if len(args) == 7:
+        eps = op.get("eps", 1e-6)
+        q, k = (
+            numerics.rmsnorm(x.reshape(len(x), -1, dim), f64(g), eps).reshape(x.shape)
+            for x, g in ((q, args[5]), (k, args[6]))
+        )
+    q = rope_heads(q, position, inv_freq, heads, scale)
+    k = rope_heads(k, position, inv_freq, kv_heads, scale)
+    return q.astype(np.float32), k.astype(np.float32), v.astype(np.float32)
+
+
+def _rope_append(op: Op, args: list[Data]) -> tuple[Data, ...]:
+    q, k, v = split_qkv(op, args)
+    position = int(array(args[3]))
+    keys = append_rows(array(args[1]), k, position)
+    return q, keys, append_rows(array(args[2]), v, position)
+
+
+OPS: dict[str, OpDef] = {
+    "fused_linear": OpDef("[rmsnorm | silu_mul] -> [nvfp4 quantise] -> x W^T [* row scale] "
+                          "[+ bias] [+ residual]", 2, 7, _infer_fused_linear, _fused_linear,
+                          attrs={"roles": "what each operand is", "prologue": "of x",
+                                 "act": "f32 or nvfp4", "eps": "of rmsnorm"}),
+    "rope_append": OpDef("qkv -> [qk-norm] -> rope; gives q and the caches with k and v appended",
+                         5, 7, _infer_rope_append, _rope_append,
+                         attrs={"heads": "q heads", "kv_heads": "k and v heads",
+                                "head_dim": "extent of a head", "eps": "of qk-norm",
+                                "scale": "of cos and sin"}, inplace=(None, 1, 2)),
+}  # fmt: skip

@@ -1,0 +1,46 @@
+"""What a target is: a row of facts. Kernels ask for features; nothing asks for a target's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import TargetError
+from .types import P16
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Facts of a target.
+
+    `nvfp4_layout`, `dense_layout`: what phase 20 makes of weights. `w4a4_native`: whether 4-bit
+    activations buy speed here; where they do not, recipe "auto" keeps activations exact (W4A16).
+    `buckets`: largest token counts a step is compiled for, ascending; the first is decode.
+    """
+
+    name: str
+    features: frozenset[str]
+    nvfp4_layout: str
+    dense_layout: str
+    w4a4_native: bool
+    buckets: tuple[int, ...]
+    graph_capture: bool
+
+
+TARGETS: dict[str, Target] = {
+    "cpu": Target(
+        name="cpu",
+        features=frozenset({"cpu"}),
+        nvfp4_layout=P16,
+        dense_layout=P16,
+        w4a4_native=False,
+        buckets=(1, 8, 64, 512),
+        graph_capture=False,
+    ),
+}
+
+
+def target(name: str) -> Target:
+    """The target of this name. Raises TargetError listing the known ones."""
+    if name not in TARGETS:
+        raise TargetError(f"target {name!r}: unknown, expected one of {', '.join(sorted(TARGETS))}")
+    return TARGETS[name]
