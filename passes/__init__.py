@@ -1,0 +1,1 @@
+"""Graph to graph, in numbered phases. Pure: no files, no environment, no clock."""

@@ -1,0 +1,104 @@
+"""35: every op names its kernel for every bucket, by table order and declared constraints.
+
+A refused candidate leaves its reason. An op without a kernel is an error, and a fallback is one too
+unless the user allowed it by name: no slow path is ever silent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.errors import IRError, TargetError
+from ..ir.graph import SOURCES, Graph, Op, const_values
+from ..ir.kernel import KernelDecl, Refused
+from ..ir.ops_model import LOGITS_ROWS
+from ..ir.rewrite import LogEntry
+from .context import Context, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kernel of one op in one bucket, and the candidates refused before it."""
+
+    op: Op
+    bucket: int
+    kernel: KernelDecl
+    refused: tuple[Refused, ...]
+
+
+def launched(graph: Graph) -> list[Op]:
+    """The ops that run in a step: neither constant nor mere memory."""
+    const = const_values(graph)
+    return [op for op in graph.ops if op.name not in SOURCES and op.out not in const]
+
+
+def rows_in(op: Op, bucket: int) -> int:
+    """Rows the op is chosen for: the bucket's tokens, or for logits the one usually wanted."""
+    return 1 if op.out.type.count == LOGITS_ROWS else bucket
+
+
+def _refusal(kernel: KernelDecl, op: Op, bucket: int, context: Context) -> str | None:
+    missing = kernel.needs - context.target.features
+    if missing:
+        return f"needs {', '.join(sorted(missing))}, which {context.target.name} lacks"
+    if why := kernel.refuses(op, rows_in(op, bucket)):
+        return why
+    if kernel.fallback and kernel.name not in context.allow_fallback:
+        return f"is a fallback: --allow-fallback {kernel.name} permits it"
+    return None
+
+
+def choose(op: Op, bucket: int, context: Context) -> Choice:
+    """The first kernel of the table that takes the op. Raises TargetError with every refusal."""
+    refused: list[Refused] = []
+    for kernel in context.kernels:
+        if op.name not in kernel.serves:
+            continue
+        why = _refusal(kernel, op, bucket, context)
+        if why is None:
+            return Choice(op, bucket, kernel, tuple(refused))
+        refused.append(Refused(kernel.name, why))
+    where = op.loc or str(op.out)
+    reasons = "\n".join(f"  {r.kernel}: {r.reason}" for r in refused)
+    raise TargetError(
+        f"{where}: no kernel of {context.target.name} runs {op.name} with {bucket} token(s); "
+        f"refused:\n{reasons or '  none serves this op'}"
+    )
+
+
+def select(graph: Graph, context: Context) -> list[Choice]:
+    """The choice of each launched op in each bucket, in launch order."""
+    buckets = context.target.buckets
+    return [choose(op, bucket, context) for op in launched(graph) for bucket in buckets]
+
+
+def run(graph: Graph, context: Context) -> Outcome:
+    by_op: dict[Op, list[Choice]] = {}
+    for choice in select(graph, context):
+        by_op.setdefault(choice.op, []).append(choice)
+    log: list[LogEntry] = []
+    for op, choices in by_op.items():
+        at = op.loc or str(op.out)
+        for c in choices:
+            log.extend(
+                LogEntry(r.kernel, at, False, f"bucket {c.bucket}: {r.reason}") for r in c.refused
+            )
+            log.append(LogEntry(c.kernel.name, at, True, f"bucket {c.bucket}"))
+    ops = [_with_kernels(op, by_op[op]) if op in by_op else op for op in graph.ops]
+    return Outcome(graph.with_ops(ops).with_attrs(buckets=context.target.buckets), tuple(log))
+
+
+def _with_kernels(op: Op, choices: list[Choice]) -> Op:
+    kernels = tuple(c.kernel.name for c in choices)
+    return Op(op.name, op.args, op.outs, {**op.attrs, "kernels": kernels}, op.loc)
+
+
+def ensures(graph: Graph, context: Context) -> None:
+    """No op without a kernel in a bucket, no fallback that was not allowed."""
+    fallbacks = {k.name for k in context.kernels if k.fallback} - context.allow_fallback
+    for op in launched(graph):
+        kernels = op.strs("kernels")
+        if len(kernels) != len(context.target.buckets):
+            raise IRError(f"35_select_kernels: {op.loc} has {len(kernels)} kernels")
+        if fallbacks.intersection(kernels):
+            raise IRError(f"35_select_kernels: {op.loc} runs a fallback that was not allowed")
