@@ -1,0 +1,276 @@
+"""Sources -> objects -> one shared library. The only file that runs a compiler on our sources.
+
+Objects and libraries are cached by the SHA-256 of everything that goes into them (text, headers,
+flags, the compiler's banner), so a library whose sources are known starts no compiler at all.
+Whatever happens, Ctrl-C included, children are ended and nothing half-made is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..ir.errors import IRError, TargetError
+from . import elf
+from .cache import Store, digest, sha256_file
+from .compiler import REMEDY, Compiler
+from .render import Source
+
+NEEDED = ("libc.so", "libm.so", "libpthread.so", "libstdc++.so", "libgcc_s.so", "libtvm_ffi.so",
+          "ld-linux-x86-64.so")  # fmt: skip
+_POLL = 0.01  # seconds between looks at the running compilers
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of progress: `what` is "compiled", "cached" or "linked"."""
+
+    name: str
+    what: str
+    seconds: float
+
+
+Progress = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to build: where products are cached, how many compilers at once, who is told.
+
+    `includes` and `libraries` are facts of tvm_ffi's installation (see `ffi_options`); `version` of
+    what they hold goes into the cache keys in their place.
+    """
+
+    cache: Path
+    jobs: int = os.cpu_count() or 1
+    progress: Progress | None = None
+    includes: tuple[Path, ...] = ()
+    libraries: tuple[Path, ...] = ()
+    version: str = ""
+
+    def tell(self, name: str, what: str, seconds: float = 0.0) -> None:
+        if self.progress is not None:
+            self.progress(Event(name, what, seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The linked library in the cache (copy it, never write to it)."""
+
+    path: Path
+    sha256: str
+    needed: tuple[str, ...]
+    versions: tuple[str, ...]
+    compiled: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    source: Source
+    key: str
+
+
+def ffi_options(cache: Path, progress: Progress | None = None) -> Options:
+    """Options with the headers and the library of the installed tvm_ffi."""
+    import tvm_ffi
+    from tvm_ffi import libinfo
+
+    return Options(
+        cache,
+        progress=progress,
+        includes=tuple(map(Path, libinfo.include_paths())),
+        libraries=(Path(libinfo.find_libtvm_ffi()),),
+        version=f"tvm_ffi {tvm_ffi.__version__}",
+    )
+
+
+def build(
+    sources: Sequence[Source], exports: Iterable[str], compiler: Compiler, options: Options
+) -> Built:
+    """Compile and link `sources`; check that every symbol of `exports` is there.
+
+    TargetError: the compiler fails (its words follow in full). IRError: the library lacks an export
+    or needs a library it must not.
+    """
+    start = time.perf_counter()
+    store = Store(options.cache / "objects")
+    jobs = [_Job(source, _key(source, compiler, options)) for source in sources]
+    library_key = digest(
+        "library 1", [job.key for job in jobs], compiler.link_flags, options.version
+    )
+    library, compiled = store.get(library_key, ".so"), ()
+    if library is None:
+        with _workplace(options.cache) as place:
+            compiled = _compile_missing(jobs, store, compiler, options, place)
+            library = _link(library_key, jobs, store, compiler, options, place)
+    else:
+        options.tell("library", "cached")
+    facts = _check(library, exports)
+    seconds = time.perf_counter() - start
+    return Built(library, sha256_file(library), facts.needed, facts.versions, compiled, seconds)
+
+
+def _key(source: Source, compiler: Compiler, options: Options) -> str:
+    outside = options.version if _uses_ffi(source) else ""
+    facts = (source.text, dict(source.headers), source.flags, compiler.compile_flags)
+    return digest("object 1", *facts, compiler.version, outside)
+
+
+def _uses_ffi(source: Source) -> bool:
+    return any("<tvm/" in text for text in (source.text, *source.headers.values()))
+
+
+@contextlib.contextmanager
+def _workplace(cache: Path) -> Generator[Path]:
+    """A scratch directory inside the cache, gone afterwards."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as name:
+        yield Path(name)
+
+
+def _compile_missing(
+    jobs: Sequence[_Job], store: Store, compiler: Compiler, options: Options, place: Path
+) -> tuple[str, ...]:
+    missing: dict[str, Source] = {}
+    for job in jobs:
+        if store.get(job.key, ".o") is not None:
+            options.tell(job.source.name, "cached")
+        else:
+            missing[job.key] = job.source
+    # Longest first, so that no big unit is left alone at the end.
+    waiting = sorted(
+        missing.items(), key=lambda item: -len(item[1].text) * (1 + len(item[1].flags))
+    )
+    commands = (
+        (source.name, key, _compile_command(source, place / key, compiler, options))
+        for key, source in waiting
+    )
+    for name, key, seconds in _run_all(commands, options.jobs, compiler):
+        store.put(key, ".o", (place / key / "out.o").read_bytes())
+        options.tell(name, "compiled", seconds)
+    return tuple(source.name for source in missing.values())
+
+
+def _compile_command(
+    source: Source, folder: Path, compiler: Compiler, options: Options
+) -> tuple[str, ...]:
+    folder.mkdir()
+    for name, text in {**source.headers, source.name: source.text}.items():
+        (folder / name).write_text(text)
+    includes = [f"-I{path}" for path in options.includes] if _uses_ffi(source) else []
+    flags = (*compiler.compile_flags, *source.flags, *includes)
+    unit = str(folder / source.name)
+    return (*compiler.command, *flags, "-c", unit, "-o", str(folder / "out.o"))
+
+
+@dataclass(slots=True)
+class _Running:
+    name: str
+    key: str
+    command: tuple[str, ...]
+    process: subprocess.Popen[bytes]
+    words: Path
+    start: float
+
+
+def _run_all(
+    commands: Iterable[tuple[str, str, tuple[str, ...]]], jobs: int, compiler: Compiler
+) -> Iterator[tuple[str, str, float]]:
+    """Run commands, at most `jobs` at once; yield (name, key, seconds) as each ends well."""
+    running: list[_Running] = []
+    waiting = iter(commands)
+    try:
+        while True:
+            while len(running) < jobs and (item := next(waiting, None)) is not None:
+                running.append(_start(*item))
+            if not running:
+                return
+            ended = [task for task in running if task.process.poll() is not None]
+            for task in ended:
+                running.remove(task)
+                if task.process.returncode != 0:
+                    words = task.words.read_text(errors="replace")
+                    raise _failure(task.name, compiler, task.command, words)
+                yield task.name, task.key, time.perf_counter() - task.start
+            if not ended:
+                time.sleep(_POLL)
+    finally:
+        _end(running)
+
+
+def _start(name: str, key: str, command: tuple[str, ...]) -> _Running:
+    """Start in a session of its own, so that ending it ends the compiler's own children too."""
+    words = Path(command[-1]).with_suffix(".log")
+    with words.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    return _Running(name, key, command, process, words, time.perf_counter())
+
+
+def _end(running: Iterable[_Running]) -> None:
+    for task in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(task.process.pid, signal.SIGKILL)
+        task.process.wait()
+
+
+def _failure(name: str, compiler: Compiler, command: Sequence[str], words: str) -> TargetError:
+    what, remedy = _diagnose(words)
+    error = TargetError(f"{name}: {compiler} {what}; {remedy}\n{words.rstrip()}")
+    error.add_note(f"command: {shlex.join(command)}")
+    return error
+
+
+_DIAGNOSES: tuple[tuple[str, str, str], ...] = (
+    (r"unrecognized command-line option ['‘\"]?([^'’\"\s]+)", "does not know the flag {}", ""),
+    (r"unknown argument: ['‘\"]?([^'’\"\s]+)", "does not know the flag {}", ""),
+    (r"no such instruction: [`'‘]?(\w+)", "has an assembler without {}", "apt install binutils"),
+    (r"fatal error: ['‘]?([\w./+-]+)['’]?(?: file not found|: No such file)",
+     "does not find the header {}", "apt install g++"),
+    (r"requires target feature ['‘]?([\w.-]+)", "was not given the feature {}", ""),
+    (r"cannot find (-l\S+)", "does not find the library {}", "apt install libc6-dev"),
+    (r"(No space left on device)", "ran out of room: {}", "df -h"),
+)  # fmt: skip
+
+
+def _diagnose(words: str) -> tuple[str, str]:
+    """What a compiler's words mean, and the one command that mends it."""
+    for pattern, what, remedy in _DIAGNOSES:
+        if found := re.search(pattern, words):
+            return what.format(found.group(1)), f"run `{remedy or REMEDY}`"
+    return "failed", f"run `{REMEDY}` to use another compiler; if that fails too, it is our bug"
+
+
+def _link(
+    key: str, jobs: Sequence[_Job], store: Store, compiler: Compiler, options: Options, place: Path
+) -> Path:
+    objects = [str(store.path(job.key, ".o")) for job in jobs]
+    out = place / "library.so"
+    folders = [f"-L{library.parent}" for library in options.libraries]
+    names = [f"-l:{library.name}" for library in options.libraries]
+    libraries = (*folders, *names, "-lm", "-lpthread")
+    command = (*compiler.linker, *compiler.link_flags, *objects, *libraries, "-o", str(out))
+    for name, _, seconds in _run_all([("library", key, command)], 1, compiler):
+        options.tell(name, "linked", seconds)
+    return store.put(key, ".so", out.read_bytes())
+
+
+def _check(library: Path, exports: Iterable[str]) -> elf.Library:
+    facts = elf.read(library)
+    if missing := sorted(set(exports) - facts.exports):
+        raise IRError(f"{library}: export {missing[0]} is missing, found {sorted(facts.exports)}")
+    for name in facts.needed:
+        if not name.startswith(NEEDED):
+            raise IRError(f"{library}: needs {name}, expected only {', '.join(NEEDED)}")
+    return facts

@@ -1,0 +1,114 @@
+"""What a kernel demands of an op, as data: each rule returns None or the reason for its refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.graph import Op
+from ..ir.ops_fused import role
+from ..ir.types import Gguf, Nvfp4, Plain, TensorType
+from .args import MAX_SHARDS
+
+
+def weight_encoding(type_: TensorType) -> tuple[str, str]:
+    """(encoding, layout) of a weight in the words of the rules: ("nvfp4", "p16"), ("bf16", …)."""
+    enc = type_.enc
+    if isinstance(enc, Nvfp4):
+        return "nvfp4", enc.layout
+    if isinstance(enc, Plain):
+        return enc.dtype, enc.layout
+    assert isinstance(enc, Gguf)
+    return f"gguf {enc.kind}", "linear"
+
+
+def activation_encoding(op: Op) -> str:
+    """How the sums of a linear see its activation: "f32", or "nvfp4" for a W4A4 linear."""
+    return op.get("act", "f32")
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRule:
+    """A linear kernel: the weight and layout it reads, the activation it sums, the rows it serves.
+
+    `rows` is the largest token count of a bucket it takes, None for any. `epilogue_scale`: it can
+    multiply by a row_scale operand (a dense kernel can; an NVFP4 one spends it on global scales).
+    """
+
+    weight: str
+    layout: str = "p16"
+    act: str = "f32"
+    rows: int | None = None
+    epilogue_scale: bool = True
+    max_shards: int | None = None
+
+    def __call__(self, op: Op, tokens: int) -> str | None:
+        encoding, layout = weight_encoding(op.args[1].type)
+        if encoding != self.weight:
+            return f"weight is {encoding}, kernel reads {self.weight}"
+        if layout != self.layout:
+            return f"weight layout is {layout}, kernel reads {self.layout}"
+        return self._refuse_activation(op) or self._refuse_rows(op, tokens)
+
+    def _refuse_activation(self, op: Op) -> str | None:
+        x = op.args[0].type
+        if x.enc != Plain("f32"):
+            return f"x is {x.enc} in memory, kernel reads f32"
+        if activation_encoding(op) != self.act:
+            return f"activation is {activation_encoding(op)}, kernel sums {self.act}"
+        if not self.epilogue_scale and role(op, "row_scale") is not None:
+            return "the linear has a row_scale of its own, kernel has none besides global scales"
+        return None
+
+    def _refuse_rows(self, op: Op, tokens: int) -> str | None:
+        if self.rows is not None and tokens > self.rows:
+            return f"M = 1..{self.rows} only, bucket has {tokens}"
+        enc = op.args[1].type.enc
+        shards = len(enc.shards) if isinstance(enc, Nvfp4) else 0
+        if self.max_shards is not None and shards > self.max_shards:
+            return f"weight has {shards} global scales, kernel takes {self.max_shards}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRule:
+    """An embedding: the table's dtype, in the dense p16 layout it shares with a tied head."""
+
+    dtype: str
+
+    def __call__(self, op: Op, tokens: int) -> str | None:
+        encoding, layout = weight_encoding(op.args[1].type)
+        if encoding != self.dtype:
+            return f"table is {encoding}, kernel reads {self.dtype}"
+        return None if layout == "p16" else f"table layout is {layout}, kernel reads p16"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRule:
+    """A kernel over heads: head_dim must be a multiple of `multiple` and at most `largest`."""
+
+    multiple: int = 1
+    largest: int | None = None
+
+    def __call__(self, op: Op, tokens: int) -> str | None:
+        dim = op.get("head_dim", 0)
+        if dim % self.multiple:
+            return f"head_dim is {dim}, kernel takes multiples of {self.multiple}"
+        if self.largest is not None and dim > self.largest:
+            return f"head_dim is {dim}, kernel takes at most {self.largest}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRule:
+    """An elementwise kernel: every operand that is a row of activations or a vector is f32."""
+
+    operands: tuple[int, ...] = (0,)
+
+    def __call__(self, op: Op, tokens: int) -> str | None:
+        for i in self.operands:
+            if op.args[i].type.enc != Plain("f32"):
+                return f"operand {i} is {op.args[i].type.enc}, kernel reads f32"
+        return None
+
+
+ROWMAJOR_RULE = LinearRule("nvfp4", layout="linear", epilogue_scale=False, max_shards=MAX_SHARDS)
