@@ -1,0 +1,67 @@
+"""halfbyte: 4-bit language models, compiled ahead of time into one artifact that runs anywhere.
+
+    import halfbyte
+    report = halfbyte.compile("path/to/model", "model.hb")
+    model = halfbyte.load("model.hb")
+    text = "".join(model.generate("Hello", max_tokens=48, temperature=0.0))
+
+Importing this package loads neither the compiler nor the runtime; the first call does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .ir.errors import HalfbyteError, IRError, ModelError, TargetError
+
+if TYPE_CHECKING:
+    from .driver import CompileReport
+    from .runtime import Model
+
+__version__ = "0.1.0"
+__all__ = ["HalfbyteError", "IRError", "ModelError", "TargetError", "compile", "load"]
+
+
+def compile(
+    model: str | Path,
+    out: str | Path,
+    target: str = "cpu",
+    quantize: str | None = None,
+    recipe: str = "auto",
+    context: int | None = None,
+    allow_fallback: Collection[str] = (),
+) -> CompileReport:
+    """Compile a model (folder of SafeTensors, or a GGUF file) into the artifact `out`.
+
+    quantize: "nvfp4" turns unquantised linears into NVFP4. recipe: "w4a4", "w4a16", or "auto", the
+    checkpoint's as the target serves it. context: positions of the KV cache (4096, or what the model
+    was made for if that is less). allow_fallback: slow kernels permitted by name.
+    Raises ModelError, TargetError.
+    """
+    from .driver import Options, compile_model
+
+    return compile_model(
+        Options(
+            model=Path(model),
+            out=Path(out),
+            target=target,
+            quantize=quantize,
+            recipe=recipe,
+            context=context,
+            allow_fallback=frozenset(allow_fallback),
+        )
+    )
+
+
+def load(
+    path: str | Path, device: str = "cpu", threads: int | None = None, isa: str = "auto"
+) -> Model:
+    """An artifact, ready to run. threads: default the physical cores this process may use.
+
+    Raises ModelError for a damaged artifact, TargetError where it does not fit this machine.
+    """
+    from .runtime import load as load_model
+
+    return load_model(path, device=device, threads=threads, isa=isa)

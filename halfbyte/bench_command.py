@@ -1,0 +1,168 @@
+"""`halfbyte bench`: llama-bench's table for an artifact, and where the time of a step goes."""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from .ir.errors import ModelError
+from .run_command import ISAS
+from .runtime import Model, Sampling, load
+
+_HELP = "time prefill (pp) and decode (tg) as llama-bench does"
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers `bench` with argparse's subparsers."""
+    parser: argparse.ArgumentParser = subparsers.add_parser("bench", help=_HELP, description=_HELP)
+    parser.add_argument("artifact", help="folder NAME.hb that `halfbyte compile` made")
+    parser.add_argument("-p", type=int, default=512, metavar="N", help="prompt tokens; 0: skip")
+    parser.add_argument("-n", type=int, default=128, metavar="N", help="tokens to decode; 0: skip")
+    parser.add_argument("-r", type=int, default=5, metavar="N", help="repetitions")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    parser.add_argument("--isa", default="auto", choices=ISAS)
+    parser.add_argument("--profile", action="store_true", help="also: time of each kernel, and the "
+                        "host's overhead per decoded token")  # fmt: skip
+    parser.add_argument("-o", choices=("md", "json"), default="md", help="output format")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the command. Raises ModelError or TargetError; returns the exit status."""
+    if args.r < 1 or args.p < 0 or args.n < 0:
+        raise ModelError("bench: expected -r >= 1, -p >= 0 and -n >= 0; correct the numbers")
+    with load(args.artifact, threads=args.threads, isa=args.isa) as model:
+        rows = [_row(model, f"pp{args.p}", args.p, _prefill(model, args))] if args.p else []
+        rows += [_row(model, f"tg{args.n}", args.n, _decode(model, args))] if args.n else []
+        profile = _profile(model, args) if args.profile else None
+    if args.o == "json":
+        result = rows if profile is None else {"tests": rows, "profile": profile}
+        print(json.dumps(result, indent=1))
+    else:
+        print(_table(rows))
+        print(_profile_text(profile) if profile else "", end="")
+    return 0
+
+
+def _prefill(model: Model, args: argparse.Namespace) -> list[float]:
+    """Seconds of prefilling `-p` tokens into an empty cache, logits of the last one only."""
+    ids = _random_ids(model, args.p)
+
+    def run() -> None:
+        model.session.begin()
+        model.session.rewind()
+        model.session.feed(ids)
+
+    return _timed(run, args.r)
+
+
+def _decode(model: Model, args: argparse.Namespace) -> list[float]:
+    """Seconds of decoding `-n` random tokens one by one from an empty cache, without sampling."""
+    ids = _random_ids(model, args.n)
+    model.session.require_fit(args.n)
+
+    def run() -> None:
+        model.session.begin()
+        model.session.rewind()
+        for token in ids:
+            model.session.step(token)
+
+    return _timed(run, args.r)
+
+
+def _timed(run: Any, repetitions: int) -> list[float]:
+    run()  # warm: pages of the weights, threads, clocks
+    seconds: list[float] = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _row(model: Model, test: str, tokens: int, seconds: list[float]) -> dict[str, object]:
+    facts, session = model.artifact.manifest.model, model.session
+    rates = [tokens / s for s in seconds]
+    return {
+        "model": " ".join(filter(None, (facts.name, facts.recipe))),
+        "size": sum(weight.bytes for weight in model.artifact.manifest.weights),
+        "params": facts.parameters,
+        "backend": f"cpu {session.isa}",
+        "threads": session.threads,
+        "test": test,
+        "tokens_per_second": statistics.mean(rates),
+        "deviation": statistics.stdev(rates) if len(rates) > 1 else 0.0,
+        "samples": rates,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    cells = [["model", "size", "params", "backend", "threads", "test", "t/s"]]
+    for row in rows:
+        speed = f"{row['tokens_per_second']:.2f} ± {row['deviation']:.2f}"
+        size, params = f"{row['size'] / 2**20:.2f} MiB", f"{row['params'] / 1e6:.2f} M"
+        cells.append([row["model"], size, params, row["backend"], str(row["threads"]),
+                      row["test"], speed])  # fmt: skip
+    return _markdown(cells, left=(0, 3))
+
+
+def _profile(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    """The kernels of a decode step after `-n` tokens, and the Python side of real decoding."""
+    session, manifest = model.session, model.artifact.manifest
+    launches = [k for k in manifest.kernels if k.bucket == manifest.buckets[0]]
+    steps = min(max(args.n, 2), session.context - 1)
+    generation = model.start([0], steps, Sampling(), (), reuse=False)
+    before, start = session.native_seconds, time.perf_counter()
+    for _ in generation:
+        pass
+    decoded = generation.statistics
+    wall = time.perf_counter() - start - decoded.prefill_seconds
+    native = session.native_seconds - before
+    runs = [session.profile(1, 1, steps // 2, len(launches)) for _ in range(args.r + 1)][1:]
+    times = np.median(np.stack(runs), axis=0)
+    by_kernel: defaultdict[str, list[float]] = defaultdict(list)
+    for launch, microseconds in zip(launches, times, strict=False):
+        by_kernel[launch.kernel].append(float(microseconds))
+    count = max(decoded.decode_steps, 1)
+    return {
+        "kernels": {name: {"launches": len(us), "us": sum(us)} for name, us in by_kernel.items()},
+        "step_us": float(times[-1]),
+        "native_us_per_step": native / count * 1e6,
+        "host_us_per_step": (wall - native) / count * 1e6,
+        "steps": decoded.decode_steps,
+    }
+
+
+def _profile_text(profile: dict[str, Any]) -> str:
+    total = sum(entry["us"] for entry in profile["kernels"].values()) or 1.0
+    cells = [["kernel (decode)", "launches", "µs/step", "share"]]
+    for name, entry in sorted(profile["kernels"].items(), key=lambda item: -item[1]["us"]):
+        cells.append([name, str(entry["launches"]), f"{entry['us']:.1f}",
+                      f"{entry['us'] / total:.1%}"])  # fmt: skip
+    return (
+        f"\n{_markdown(cells, left=(0,))}\n\n"
+        f"decode step: {profile['native_us_per_step']:.1f} µs in the library, "
+        f"{profile['host_us_per_step']:.1f} µs in Python (sampling and text), "
+        f"mean of {profile['steps']}\n"
+    )
+
+
+def _markdown(cells: list[list[str]], left: tuple[int, ...]) -> str:
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+
+    def line(row: list[str]) -> str:
+        sized = enumerate(zip(row, widths, strict=True))
+        padded = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in sized]
+        return "| " + " | ".join(padded) + " |"
+
+    return "\n".join(line(row) for row in (cells[0], rule, *cells[1:]))
+
+
+def _random_ids(model: Model, count: int) -> list[int]:
+    vocab = model.artifact.manifest.model.vocab
+    return np.random.default_rng(0).integers(0, vocab, count).tolist()

@@ -1,0 +1,115 @@
+"""`halfbyte compile`: a model on disk to an artifact, with a line per phase and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .driver import CompileReport, Options, compile_model
+
+_HELP = "compile a model (SafeTensors folder or GGUF file) into an artifact"
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers `compile` with argparse's subparsers."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "compile", help=_HELP, description=_HELP
+    )
+    parser.add_argument("model", type=Path, help="folder with config.json, or a .gguf file")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT.hb", help="the artifact to write")
+    parser.add_argument("--target", default="cpu", help="default: cpu")
+    parser.add_argument("--quantize", choices=["nvfp4"], help="turn unquantised linears into NVFP4")
+    parser.add_argument("--recipe", default="auto", choices=["auto", "w4a4", "w4a16"],
+                        help="activations of NVFP4 linears; auto: the checkpoint's, as the target "
+                        "serves it")  # fmt: skip
+    parser.add_argument("--context", type=int, metavar="N", help="positions of the KV cache "
+                        "(default 4096, or what the model was made for if less)")  # fmt: skip
+    parser.add_argument("--allow-fallback", action="append", default=[], metavar="NAME",
+                        help="permit a slow kernel by name")  # fmt: skip
+    _add_phase_options(parser)
+    parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress lines")
+    parser.set_defaults(func=main)
+    return parser
+
+
+def _add_phase_options(parser: argparse.ArgumentParser) -> None:
+    phases = parser.add_argument_group("phases")
+    phases.add_argument("--dump", type=Path, metavar="DIR", help="text, diff and log of each phase")
+    phases.add_argument("--compile-to", metavar="ID", help="stop behind this phase (its IR goes to "
+                        "stdout where no --dump is given)")  # fmt: skip
+    phases.add_argument("--start-from", nargs=2, metavar=("ID", "FILE"), help="go on from a dumped "
+                        "IR: FILE is the text behind phase ID")  # fmt: skip
+    phases.add_argument("--print-ir-after-all", action="store_true", help="IR of each phase to "
+                        "stderr")  # fmt: skip
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The driver's options. Exits with 2 where -o is missing and needed."""
+    if args.out is None and args.compile_to is None:
+        print("error: compile: -o OUT.hb is missing (or --compile-to ID)", file=sys.stderr)
+        raise SystemExit(2)
+    start = None if args.start_from is None else (args.start_from[0], Path(args.start_from[1]))
+    return Options(
+        model=args.model,
+        out=args.out,
+        target=args.target,
+        quantize=args.quantize,
+        recipe=args.recipe,
+        context=args.context,
+        allow_fallback=frozenset(args.allow_fallback),
+        dump=args.dump,
+        compile_to=args.compile_to,
+        start_from=start,
+        progress=_silent if args.quiet else _to_stderr,
+        print_ir=_to_stderr if args.print_ir_after_all else None,
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Compile; the summary goes to stdout."""
+    report = compile_model(options_of(args))
+    if args.json:
+        print(json.dumps(report.to_json(), indent=1))
+    elif report.artifact is None:
+        if args.dump is None:
+            print(report.text, end="")
+    else:
+        print("\n".join(summary(report)))
+    return 0
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _mib(nbytes: float) -> str:
+    return f"{nbytes / 2**20:,.1f} MiB"
+
+
+def summary(report: CompileReport) -> list[str]:
+    """The closing summary, aligned."""
+    kinds = ", ".join(f"{count} x {name}" for name, count in report.kernels.items())
+    formats = ", ".join(f"{name} {_mib(n)}" for name, n in report.bytes_by_format.items())
+    floor = report.floor
+    rows = [
+        ("launches", f"{report.launches} per step, buckets {list(report.buckets)}"),
+        ("kernels", kinds),
+        ("fallbacks", str(report.fallbacks)),
+        ("weights", formats),
+        ("memory", f"arena {_mib(report.arena)}, workspace {_mib(report.workspace)}, "
+                   f"KV cache {_mib(report.state)} for {report.context} positions"),
+        ("self-test", f"{report.selftests} kernels against the interpreter, worst "
+                      f"{report.worst_selftest:.0%} of the tolerance"),
+        ("roofline", f"a decode step reads {_mib(floor.bytes_per_token)}: at the {floor.gigabytes:.1f} "
+                     f"GB/s read here just now, at most {floor.tokens_per_second:.0f} tok/s"),
+        ("artifact", f"{report.artifact}, {_mib(report.artifact_bytes)}, in {report.seconds:.1f} s"),
+    ]  # fmt: skip
+    return [f"{name:10} {text}" for name, text in rows]

@@ -1,0 +1,318 @@
+"""`halfbyte doctor`: what this machine offers, what each target lacks here, and what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_HELP = "compilers, CPU, CUDA and packages here, what each target lacks, and how to mend it"
+
+RUN_PACKAGES = ("numpy", "apache-tvm-ffi", "tokenizers", "jinja2")
+COMPILE_PACKAGES = ("ml_dtypes", "gguf")
+OPTIONAL_PACKAGES = ("ziglang", "apache-tvm")
+
+# Target -> (compute capability, oldest nvcc that knows its suffix; CUDA release notes).
+CUDA_TARGETS = {"sm_120a": ("12.0", (12, 8)), "sm_90a": ("9.0", (12, 0))}
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program or package: its version, or None where it is absent."""
+
+    name: str
+    version: str | None
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The processor. `lacks`: for each kernel variant beyond `isa`, the features it would need."""
+
+    model: str
+    cores: int
+    isa: str
+    lacks: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One CUDA device as the driver reports it."""
+
+    name: str
+    compute_capability: str
+    memory: str
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The folder of compiled objects."""
+
+    folder: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """One thing a target misses here. `remedy` is a command, or says why there is none."""
+
+    needed_to: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetState:
+    """What a target can do here: nothing lacking means that it compiles and runs."""
+
+    name: str
+    lacks: tuple[Lack, ...]
+
+    def can(self, verb: str) -> bool:
+        """Whether nothing that `verb` ("compile" or "run") needs is missing."""
+        return all(lack.needed_to != verb for lack in self.lacks)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything `halfbyte doctor` says."""
+
+    halfbyte: str
+    python: str
+    system: str
+    cpu: Cpu
+    compilers: tuple[Tool, ...]
+    gpus: tuple[Gpu, ...]
+    packages: tuple[Tool, ...]
+    cache: Cache
+    targets: tuple[TargetState, ...]
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers `doctor` with argparse's subparsers."""
+    parser: argparse.ArgumentParser = subparsers.add_parser("doctor", help=_HELP, description=_HELP)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+def main(args: argparse.Namespace, cache: Path | None = None, cxx: str | None = None) -> int:
+    """Prints the report. `cache` is the object cache and `cxx` the user's $CXX, both as the
+    driver uses them. Returns 0 if artifacts of the target cpu run here, else 1.
+    """
+    report = examine(cache or Path.home() / ".cache" / "halfbyte", cxx)
+    print(json.dumps(asdict(report), indent=1) if args.json else to_text(report))
+    return 0 if report.targets[0].can("run") else 1
+
+
+def examine(cache: Path, cxx: str | None) -> Report:
+    """Ask the machine. Starts the compilers and nvidia-smi for their versions, changes nothing
+    but the memory of compilers in `cache`.
+    """
+    names = (*RUN_PACKAGES, *COMPILE_PACKAGES, *OPTIONAL_PACKAGES)
+    packages = tuple(_package(name) for name in names)
+    compilers = (_cxx(cache, cxx), _zig(), _nvcc())
+    gpus = _gpus()
+    targets = (cpu_target(compilers, packages), *(cuda_target(n, compilers, gpus)
+               for n in CUDA_TARGETS))  # fmt: skip
+    return Report(
+        halfbyte=_package("halfbyte").version or "not installed: runs from the source tree",
+        python=f"{platform.python_version()} at {sys.executable}",
+        system=f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        cpu=read_cpu(Path("/proc/cpuinfo")),
+        compilers=compilers,
+        gpus=gpus,
+        packages=packages,
+        cache=_cache(cache),
+        targets=targets,
+    )
+
+
+# --- what is here -------------------------------------------------------------------------------
+
+
+def _package(name: str) -> Tool:
+    try:
+        return Tool(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Tool(name, None)
+
+
+def _cxx(cache: Path, cxx: str | None) -> Tool:
+    """The compiler that `halfbyte compile` would use."""
+    from .codegen.compiler import find_compiler  # needs the extra `compile` in a run-only install
+    from .ir.errors import TargetError
+
+    try:
+        compiler = find_compiler(cxx, cache)
+    except TargetError as error:
+        return Tool("c++", None, str(error))
+    return Tool("c++", compiler.version.splitlines()[0], " ".join(compiler.command))
+
+
+def _zig() -> Tool:
+    spec = importlib.util.find_spec("ziglang")
+    where = str(Path(spec.origin).parent) if spec is not None and spec.origin else ""
+    return Tool("ziglang", _package("ziglang").version, where)
+
+
+def _nvcc() -> Tool:
+    path = shutil.which("nvcc")
+    if path is None:
+        return Tool("nvcc", None)
+    words = _answer((path, "--version")).replace(",", " ").split()
+    after = words.index("release") + 1 if "release" in words else len(words)
+    return Tool("nvcc", words[after] if after < len(words) else None, path)
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    path = shutil.which("nvidia-smi")
+    if path is None:
+        return ()
+    fields = "name,compute_cap,memory.total,driver_version"
+    answer = _answer((path, f"--query-gpu={fields}", "--format=csv,noheader"))
+    rows = ([cell.strip() for cell in line.split(",")] for line in answer.splitlines())
+    return tuple(Gpu(*row) for row in rows if len(row) == len(fields.split(",")))
+
+
+def _answer(command: Sequence[str]) -> str:
+    """What a program prints, or "" where it fails or does not answer in half a minute."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def read_cpu(cpuinfo: Path) -> Cpu:
+    """The processor by /proc/cpuinfo. The library asks CPUID itself when it is loaded, and the
+    operating system for the AMX registers: what it finds there decides."""
+    from .codegen.isa import ISAS
+
+    facts = _cpuinfo(cpuinfo)
+    flags = set(facts.get("flags", "").replace("_", "").split())
+    lacks: dict[str, tuple[str, ...]] = {}
+    best = ISAS[0].name
+    for isa in ISAS:
+        missing = tuple(f for f in isa.features if f.replace("-", "") not in flags)
+        if missing:
+            lacks[isa.name] = missing
+        elif not lacks:
+            best = isa.name
+    return Cpu(facts.get("model name", platform.machine()), _cores(), best, lacks)
+
+
+def _cpuinfo(path: Path) -> dict[str, str]:
+    """Key and value of the first processor."""
+    try:
+        first = path.read_text().partition("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cache(folder: Path) -> Cache:
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return Cache(str(folder), len(sizes), sum(sizes))
+
+
+# --- what the targets lack ------------------------------------------------------------------------
+
+
+def _missing(packages: Sequence[Tool], names: Sequence[str], verb: str, pip: str) -> list[Lack]:
+    absent = [tool.name for tool in packages if tool.name in names and tool.version is None]
+    if not absent:
+        return []
+    return [Lack(verb, f"Python packages {', '.join(absent)}", pip)]
+
+
+def cpu_target(compilers: Sequence[Tool], packages: Sequence[Tool]) -> TargetState:
+    """What the target cpu lacks. `compilers` as in Report: c++, ziglang, nvcc."""
+    lacks: list[Lack] = []
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        found = f"{platform.system()} {platform.machine()}"
+        lacks.append(Lack("run", f"x86-64 Linux (found {found})", "none: another machine"))
+    lacks += _missing(packages, RUN_PACKAGES, "run", f"pip install {' '.join(RUN_PACKAGES)}")
+    remedy = f"pip install {' '.join(COMPILE_PACKAGES)}"
+    lacks += _missing(packages, COMPILE_PACKAGES, "compile", remedy)
+    if compilers[0].version is None:
+        mend = "unset CXX" if compilers[0].where.startswith("$CXX") else "pip install ziglang"
+        lacks.append(Lack("compile", "a C++ compiler that works", mend))
+    return TargetState("cpu", tuple(lacks))
+
+
+def cuda_target(name: str, compilers: Sequence[Tool], gpus: Sequence[Gpu]) -> TargetState:
+    """What a target of CUDA_TARGETS lacks. `compilers` as in Report: c++, ziglang, nvcc."""
+    from .ir.target import TARGETS
+
+    capability, oldest = CUDA_TARGETS[name]
+    nvcc = compilers[2].version
+    lacks: list[Lack] = []
+    if name not in TARGETS:
+        later = "none in this version: use --target cpu"
+        lacks.append(Lack("compile", "kernels: this version of halfbyte has none", later))
+    if nvcc is None or tuple(int(part) for part in nvcc.split(".")[:2]) < oldest:
+        wanted = f"nvcc >= {oldest[0]}.{oldest[1]} (found {nvcc or 'none'})"
+        lacks.append(Lack("compile", wanted, "install the CUDA toolkit, and put nvcc on PATH"))
+    if all(gpu.compute_capability != capability for gpu in gpus):
+        found = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in gpus) or "no GPU"
+        wanted = f"a GPU of compute capability {capability} (found {found})"
+        lacks.append(Lack("run", wanted, "none: another machine"))
+    return TargetState(name, tuple(lacks))
+
+
+# --- as text --------------------------------------------------------------------------------------
+
+
+def to_text(report: Report) -> str:
+    """The report for people, one fact per line."""
+    lines = [
+        f"halfbyte  {report.halfbyte}",
+        f"python    {report.python}",
+        f"system    {report.system}",
+        f"cpu       {report.cpu.model}, {report.cpu.cores} cores; {report.cpu.isa} kernels run",
+    ]
+    for isa, missing in report.cpu.lacks.items():
+        lines.append(f"          no {isa} kernels: lacks {', '.join(missing)}")
+    lines += ["", "compilers"]
+    lines += [
+        f"  {t.name:<16}{t.version or 'absent'}  {t.where}".rstrip() for t in report.compilers
+    ]
+    lines += ["", "CUDA devices"]
+    lines += [
+        f"  {gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory}, "
+        f"driver {gpu.driver}"
+        for gpu in report.gpus
+    ] or ["  none"]
+    lines += ["", "packages"]
+    lines += [f"  {tool.name:<16}{tool.version or 'absent'}" for tool in report.packages]
+    size = f"{report.cache.files} files, {report.cache.bytes / 1e6:.1f} MB"
+    lines += ["", f"cache     {report.cache.folder}: {size}", "", "targets"]
+    for target in report.targets:
+        lines += _target_lines(target)
+    return "\n".join(lines)
+
+
+def _target_lines(target: TargetState) -> list[str]:
+    able = " and ".join(f"{verb}s" for verb in ("compile", "run") if target.can(verb))
+    lines = [f"  {target.name:<16}{able or 'neither compiles nor runs'} here"]
+    for lack in target.lacks:
+        lines.append(f"    to {lack.needed_to} it lacks {lack.what}")
+        lines.append(f"      mend: {lack.remedy}")
+    return lines
