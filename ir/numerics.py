@@ -38,15 +38,18 @@ GLOBAL_MAX = E2M1_MAX * E4M3_MAX
 E2M1: F32 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 """Value of each 4-bit code: sign in bit 3."""
 
-_MIDPOINTS: F32 = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
-_TIES_UP: F32 = np.array([0.75, 1.75, 3.5], np.float32)
-
 
 def e2m1_codes(x: F32) -> U8:
-    """Codes of `x`: nearest, ties to the even code, saturating at 6; -0 becomes code 8."""
-    magnitude = np.abs(x)
-    codes = np.searchsorted(_MIDPOINTS, magnitude, side="left").astype(np.uint8)
-    codes += np.isin(magnitude, _TIES_UP)
+    """Codes of `x`: nearest, ties to the even code, saturating at 6; -0 becomes code 8.
+
+    Codes are half units up to 2, units up to 4, double units up to 6, so in each binade e a code is
+    rint(|x| * 2^(1-e)) + 2e, and rint's ties to even are ties to the even code.
+    """
+    magnitude = np.minimum(np.abs(x), np.float32(E2M1_MAX))
+    from_two, from_four = magnitude >= 2, magnitude >= 4
+    magnitude *= np.float32(2) - from_two - np.float32(0.5) * from_four
+    codes = np.rint(magnitude).astype(np.uint8)
+    codes += 2 * from_two.view(np.uint8) + 2 * from_four.view(np.uint8)
     codes |= np.signbit(x).astype(np.uint8) << 3
     return codes
 

@@ -70,7 +70,9 @@ class Generation(Iterator[str]):
         """
         session.require_fit(len(prompt))
         self.tokens: list[int] = []
-        self.statistics = Statistics(len(prompt), 0, 0, 0, 0.0, 0.0, "interrupted")
+        self._prompt_tokens, self._reused, self._steps = len(prompt), 0, 0
+        self._prefill_seconds, self._decode_seconds = 0.0, 0.0
+        self._finish: Finish = "interrupted"
         self._session, self._sampler, self._limits, self._text = session, sampler, limits, text
         self._ticket = session.begin()
         session.rewind(min(session.shared_prefix(prompt), len(prompt) - 1) if reuse else 0)
@@ -87,9 +89,9 @@ class Generation(Iterator[str]):
         session, limits, clock = self._session, self._limits, time.perf_counter
         stop, finish = StopFilter(limits.stops), None
         self._require_current()
-        reused, start = len(session.tokens), clock()
-        logits = session.feed(prompt[reused:])
-        self._note(reused_tokens=reused, prefill_seconds=clock() - start)
+        self._reused, start = len(session.tokens), clock()
+        logits = session.feed(prompt[self._reused :])
+        self._prefill_seconds = clock() - start
         start, spent = clock(), 0.0
         while finish is None:
             token = self._sampler.choose(logits)
@@ -101,9 +103,10 @@ class Generation(Iterator[str]):
             if finish is None:
                 self._require_current()
                 logits = session.step(token)
-                self._note(decode_seconds=spent + clock() - start)
+                self._steps += 1
+                self._decode_seconds = spent + clock() - start
         rest = "" if stop.stopped else stop.push(self._text.finish() if self._text else "")
-        self._note(finish=finish)
+        self._finish = finish
         if rest := rest + stop.finish():
             yield rest
 
@@ -121,23 +124,17 @@ class Generation(Iterator[str]):
             return piece, "length"
         return piece, "context" if len(self._session.tokens) == self._session.context else None
 
-    def _note(
-        self,
-        reused_tokens: int | None = None,
-        prefill_seconds: float | None = None,
-        decode_seconds: float | None = None,
-        finish: Finish | None = None,
-    ) -> None:
-        """Statistics so far; they stand even when the generation is broken off here."""
-        old = self.statistics
-        self.statistics = Statistics(
-            prompt_tokens=old.prompt_tokens,
-            reused_tokens=old.reused_tokens if reused_tokens is None else reused_tokens,
+    @property
+    def statistics(self) -> Statistics:
+        """What has been done so far; they stand also when the generation was broken off."""
+        return Statistics(
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused,
             new_tokens=len(self.tokens),
-            decode_steps=old.decode_steps + (decode_seconds is not None),
-            prefill_seconds=old.prefill_seconds if prefill_seconds is None else prefill_seconds,
-            decode_seconds=old.decode_seconds if decode_seconds is None else decode_seconds,
-            finish=old.finish if finish is None else finish,
+            decode_steps=self._steps,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+            finish=self._finish,
         )
 
     def _require_current(self) -> None:

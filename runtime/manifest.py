@@ -84,6 +84,7 @@ class KernelChoice:
     n: int
     k: int
     refused: tuple[Refusal, ...] = ()
+    fallback: bool = False  # a slow kernel that the user permitted by name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class PhaseFacts:
     ms: float
     ops: int
     changed: bool
+    why: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

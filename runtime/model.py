@@ -17,7 +17,7 @@ from .sampling import Sampler, Sampling, defaults_from, eos_from
 from .scoring import logits_of, perplexity
 from .session import Native, Session, load_native
 from .threads import default_threads
-from .tokenizer import Tokenizer
+from .tokenizer import TOKENIZER, Tokenizer, read_config, special_tokens
 
 Prompt: TypeAlias = str | Sequence[int]
 
@@ -45,7 +45,7 @@ def load(
     weights = WeightsFile(artifact.path(WEIGHTS))
     try:
         session = Session(
-            native or load_native(library),
+            native or load_native(library, artifact.manifest.targets["cpu"].library_sha256),
             weights.image,
             artifact.manifest,
             threads or default_threads(),
@@ -92,9 +92,17 @@ class Model:
 
     @functools.cached_property
     def eos(self) -> frozenset[int]:
-        """Every token that ends an answer."""
+        """Every token that ends an answer: of config, generation config, and tokenizer config.
+
+        The last is the one that chat models end their turn with where the others were forgotten.
+        """
         manifest = self.artifact.manifest
-        return frozenset(manifest.model.eos) | frozenset(eos_from(manifest.generation))
+        known = {*manifest.model.eos, *eos_from(manifest.generation)}
+        if TOKENIZER in manifest.parts:
+            named = special_tokens(read_config(self.artifact)).get("eos_token")
+            token = self.tokenizer.id_of(named)
+            known |= set() if token is None else {token}
+        return frozenset(known)
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after each token: float32 [len(ids), vocab]."""
@@ -161,7 +169,7 @@ class Model:
         if not ids:
             raise ModelError("prompt: no tokens, expected at least one; give some text")
         limits = Limits(self.eos, [stop] if isinstance(stop, str) else stop, max_tokens)
-        has_text = "tokenizer.json" in self.artifact.manifest.parts
+        has_text = TOKENIZER in self.artifact.manifest.parts
         text = self.tokenizer.stream(ids) if has_text else None
         return Generation(self.session, ids, Sampler(sampling, ids), limits, text, reuse)
 

@@ -105,7 +105,7 @@ class Sampler:
         """One token for `logits` [vocab]. Raises ModelError when the largest is not finite."""
         if self._penalised:
             logits = penalise(logits, self._seen, self._sampling.repetition_penalty)
-        best = int(np.argmax(logits))  # numpy's argmax finds a NaN first, if there is one
+        best = int(logits.argmax())  # numpy's argmax finds a NaN first, if there is one
         if not math.isfinite(logits[best]):
             raise ModelError(
                 f"logits: token {best} has {logits[best]}, expected finite numbers; the checkpoint "
@@ -119,8 +119,8 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         tokens, mass = distribution(logits, self._sampling)
         total: npt.NDArray[np.float64] = np.cumsum(mass)
-        below = np.count_nonzero(total <= self._random.random() * total[-1])
-        return int(tokens[min(int(below), len(tokens) - 1)])
+        index = int(total.searchsorted(self._random.random() * float(total[-1]), side="right"))
+        return int(tokens[min(index, len(tokens) - 1)])
 
 
 def penalise(logits: Logits, seen: set[int], penalty: float) -> Logits:
@@ -136,19 +136,23 @@ def distribution(
     logits: Logits, sampling: Sampling
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The tokens that may be drawn, by rising id, and their probabilities (temperature > 0)."""
-    tokens = np.arange(len(logits))
+    tokens, kept = np.arange(len(logits)), logits
     if 0 < sampling.top_k < len(logits):
         smallest = np.partition(logits, -sampling.top_k)[-sampling.top_k]
         tokens = np.flatnonzero(logits >= smallest)
-    kept = logits[tokens].astype(np.float64)
-    mass = np.exp((kept - kept.max()) / sampling.temperature)
+        kept = logits[tokens]
+    mass = kept.astype(np.float64)
+    mass -= mass.max()
+    mass /= sampling.temperature
+    np.exp(mass, out=mass)  # in place, all of it: a vocabulary of 150,000 is several caches large
     mass /= mass.sum()
     if sampling.top_p < 1:
         tokens, mass = _nucleus(tokens, mass, sampling.top_p)
     if sampling.min_p > 0:
         wanted = mass >= sampling.min_p * mass.max()
         tokens, mass = tokens[wanted], mass[wanted]
-    return tokens, mass / mass.sum()
+    mass /= mass.sum()
+    return tokens, mass
 
 
 def _nucleus(

@@ -1,5 +1,8 @@
 """One running model: the compiled library, its weights, and what stands in its KV cache."""
 
+import importlib
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,12 +23,34 @@ class Native(Protocol):
     def __getitem__(self, name: str, /) -> Callable[..., Any]: ...
 
 
-def load_native(library: Path) -> Native:
-    """Loads kernels-cpu.so. Raises TargetError when the system cannot."""
-    import tvm_ffi  # here: 0.1 s that reading an artifact's facts does not need
+def _import_tvm_ffi() -> Any:
+    """tvm_ffi, imported when it is needed: reading an artifact's facts needs it not.
 
+    Where torch is installed, tvm_ffi would import it (seconds) to exchange tensors we never have:
+    unless the user has it already, it is hidden for the time of the import.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = cast(Any, None)
     try:
-        return cast(Any, tvm_ffi).load_module(str(library))
+        return importlib.import_module("tvm_ffi")
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
+def load_native(library: Path, digest: str) -> Native:
+    """Loads the library whose SHA-256 is `digest`. Raises TargetError when the system cannot.
+
+    It is opened by a name of its own content: the dynamic linker takes a path it has seen before for
+    the library it loaded then, also when the artifact there was compiled anew since.
+    """
+    try:
+        tvm_ffi = _import_tvm_ffi()
+        with tempfile.TemporaryDirectory(prefix="halfbyte-") as folder:
+            alias = Path(folder) / f"{digest}.so"
+            alias.symlink_to(library.resolve())
+            return tvm_ffi.load_module(str(alias))
     except (OSError, RuntimeError) as error:
         raise TargetError(
             f"{library}: this system cannot load it ({error}); run `halfbyte doctor`"
@@ -55,10 +80,15 @@ class Session:
         self._chunk = manifest.buckets[-1]
         self._image = image  # the library reads it as long as the handle lives
         self._native = native
-        self._prefill, self._decode = native["prefill"], native["decode"]
-        self._handle: int | None = _create(native, image, threads, isa)
+        self._handle: int | None = None
+        try:
+            self._prefill, self._decode = native["prefill"], native["decode"]
+            self._handle = _create(native, image, threads, isa)
+        except _REFUSALS as error:
+            raise _mismatch(error) from error
         self.isa = str(native["isa"](self._handle))
         self._logits = np.empty((1, self.vocab), np.float32)
+        self._row = self._logits[0]
         self._runs = 0
         self.native_seconds = 0.0  # inside `decode`, all steps of this session
 
@@ -91,10 +121,13 @@ class Session:
     def step(self, token: int) -> Logits:
         """Appends one token; returns logits [vocab] of the one to come."""
         start = time.perf_counter()
-        self._decode(self._handle, token, len(self.tokens), self._logits[0])
+        try:
+            self._decode(self._handle, token, len(self.tokens), self._row)
+        except _REFUSALS as error:
+            raise _mismatch(error) from error
         self.native_seconds += time.perf_counter() - start
         self.tokens.append(token)
-        return self._logits[0]
+        return self._row
 
     def feed(self, ids: Sequence[int]) -> Logits:
         """Appends tokens in chunks of the largest bucket; returns logits [vocab] after the last."""
@@ -106,7 +139,7 @@ class Session:
             else:
                 is_last = begin + len(chunk) == len(ids)
                 self._run(chunk, [len(chunk) - 1] if is_last else [], self._logits[: int(is_last)])
-        return self._logits[0]
+        return self._row
 
     def feed_all(self, ids: Sequence[int], out: Logits) -> None:
         """Appends tokens; writes the logits of every one to `out` [len(ids), vocab]."""
@@ -124,7 +157,10 @@ class Session:
         """
         times = np.zeros(launches + 1, np.float64)
         self.rewind(min(position, len(self.tokens)))
-        self._native["profile"](self._handle, bucket, tokens, position, times)
+        try:
+            self._native["profile"](self._handle, bucket, tokens, position, times)
+        except _REFUSALS as error:
+            raise _mismatch(error) from error
         return times
 
     def close(self) -> None:
@@ -135,7 +171,10 @@ class Session:
 
     def _run(self, ids: Sequence[int], rows: Sequence[int], out: Logits) -> None:
         where = np.array(rows, np.int32)
-        self._prefill(self._handle, np.array(ids, np.int32), len(self.tokens), where, out)
+        try:
+            self._prefill(self._handle, np.array(ids, np.int32), len(self.tokens), where, out)
+        except _REFUSALS as error:
+            raise _mismatch(error) from error
         self.tokens.extend(ids)
 
     def _require_valid(self, ids: Sequence[int]) -> None:
@@ -153,10 +192,17 @@ class Session:
 
 
 def _create(native: Native, image: npt.NDArray[np.uint8], threads: int, isa: str) -> int:
-    """The library checks its arguments; which of them was wrong decides whose error it is."""
     try:
         return int(native["create"](image, threads, isa))
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:  # no such ISA here, no memory, no threads
         raise TargetError(f"cpu: {error}; run `halfbyte doctor`") from error
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"artifact: {error}; check it with `halfbyte inspect --check`") from error
+
+
+# The library checks its arguments. They come of the manifest, so a refusal is a mismatch.
+_REFUSALS = (ValueError, IndexError, TypeError, AttributeError)
+
+
+def _mismatch(error: Exception) -> ModelError:
+    return ModelError(
+        f"artifact: manifest and library do not belong together: {error}; compile the model again"
+    )

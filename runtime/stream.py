@@ -18,6 +18,7 @@ class Detokenizer:
     def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int] = ()) -> None:
         self._decode = decode
         self._ids = list(prompt[-_CONTEXT:])
+        self._lengths: dict[int, int] = {}
         self._shown = len(self._ids)  # tokens whose text is out
         self._known = len(decode(self._ids).rstrip(_BROKEN)) if self._ids else 0
 
@@ -35,13 +36,26 @@ class Detokenizer:
         piece = text[self._known :]
         if piece:
             del self._ids[: self._shown]
-            self._known = len(self._decode(self._ids))
+            self._known = self._length_alone()
         self._shown = len(self._ids)
         return piece
 
+    def _length_alone(self) -> int:
+        """Characters of the last piece's tokens decoded by themselves; single tokens recur."""
+        if len(self._ids) > 1:
+            return len(self._decode(self._ids))
+        token = self._ids[0]
+        if token not in self._lengths:
+            self._lengths[token] = len(self._decode(self._ids))
+        return self._lengths[token]
+
 
 class StopFilter:
-    """Passes text on until a stop string appears; holds back what may be the start of one."""
+    """Passes text on until a stop string is complete; holds back what may be the start of one.
+
+    Of several, the one that is complete first counts (of these the longest), so the result does
+    not depend on how the text is cut into tokens.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops: list[str] = [stop for stop in stops if stop]
@@ -50,13 +64,16 @@ class StopFilter:
 
     def push(self, text: str) -> str:
         """The text that is safe to show. After a stop string (`stopped`), nothing more."""
+        if not self._stops:
+            return text
         if self.stopped:
             return ""
         text = f"{self._held}{text}"
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(text.find(stop) + len(stop), stop) for stop in self._stops if stop in text]
         if found:
+            end, stop = min(found, key=lambda pair: (pair[0], -len(pair[1])))
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: end - len(stop)]
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

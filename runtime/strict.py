@@ -22,8 +22,11 @@ T = TypeVar("T")
 _REMEDY = "the file is damaged or not ours; compile the model again"
 
 
-def parse_json(text: bytes, where: str) -> Json:
-    """JSON text -> values. ModelError for bad UTF-8 or syntax, NaN, equal keys, deep nesting."""
+def parse_json(text: bytes, where: str, foreign: bool = False) -> Json:
+    """JSON text -> values. ModelError for bad UTF-8 or syntax, NaN, equal keys, deep nesting.
+
+    `foreign`: a file of somebody else's, where NaN and equal keys (the last one counts) are theirs.
+    """
 
     def refuse_constant(word: str) -> Json:
         raise ValueError(f"{word} is not JSON")
@@ -36,6 +39,8 @@ def parse_json(text: bytes, where: str) -> Json:
         return found
 
     try:
+        if foreign:
+            return json.loads(text.decode("utf-8"))
         return json.loads(
             text.decode("utf-8"), parse_constant=refuse_constant, object_pairs_hook=unique
         )

@@ -1,7 +1,6 @@
 """Text <-> tokens, by the model's own tokenizer.json."""
 
-import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from ..ir.errors import ModelError
@@ -27,10 +26,12 @@ class Tokenizer:
         """`data`: the bytes of tokenizer.json. Raises ModelError, naming `where`."""
         from tokenizers import Tokenizer  # here, so that reading an artifact's facts stays fast
 
-        with _refusals(f"{where}: not a tokenizer this library can read"):
+        try:
             self._inner = Tokenizer.from_buffer(data)
             self._inner.no_truncation()  # some files keep the settings of a training run
             self._inner.no_padding()
+        except BaseException as error:
+            raise _refusal(error, f"{where}: not a tokenizer this library can read") from error
         self._bos, self._add_bos, self._where = bos, add_bos, where
 
     @classmethod
@@ -45,19 +46,28 @@ class Tokenizer:
         add_bos = model.add_bos if model.add_bos is not None else stated
         return cls(data, model.bos, add_bos if isinstance(add_bos, bool) else None, where)
 
+    def id_of(self, token: str | None) -> int | None:
+        """The id of a token by its text, None when there is none."""
+        return None if token is None else self._inner.token_to_id(token)
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`; `special`: with what the model puts around a prompt."""
         wanted = special and self._add_bos is not False
-        with _refusals(f"{self._where}: cannot encode the text"):
+        try:
             ids = self._inner.encode(text, add_special_tokens=wanted).ids
+        except BaseException as error:
+            raise _refusal(error, f"{self._where}: cannot encode the text") from error
         if special and self._add_bos and self._bos is not None and ids[:1] != [self._bos]:
             return [self._bos, *ids]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
-        with _refusals(f"{self._where}: cannot decode {list(ids[:8])}"):
+        try:
             return self._inner.decode(ids, skip_special_tokens=True)
+        except BaseException as error:
+            what = f"{self._where}: cannot decode {list(ids[:8])}"
+            raise _refusal(error, what) from error
 
     def stream(self, prompt: Sequence[int]) -> Detokenizer:
         """An incremental decoder of what follows `prompt`."""
@@ -70,7 +80,7 @@ def read_config(artifact: Artifact) -> Mapping[str, object]:
     if data is None:
         return {}
     where = str(artifact.folder / TOKENIZER_CONFIG)
-    value = parse_json(data, where)
+    value = parse_json(data, where, foreign=True)
     if not isinstance(value, dict):
         raise refuse(where, "wrong type", "an object", value)
     return cast(Mapping[str, object], value)
@@ -88,12 +98,8 @@ def special_tokens(config: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def _refusals(what: str) -> Generator[None]:
+def _refusal(error: BaseException, what: str) -> BaseException:
     """tokenizers raises bare Exception, and on a panic of its Rust a BaseException."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise ModelError(f"{what} ({error}); compile again from a sound tokenizer.json") from error
+    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+        return error
+    return ModelError(f"{what} ({error}); compile again from a sound tokenizer.json")

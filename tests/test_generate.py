@@ -4,6 +4,8 @@ import argparse
 import io
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from halfbyte.runtime.threads import default_threads
 from tests.fake_model import EOS, VOCAB, FakeNative, byte_tokenizer, write_artifact
 
 Script = Callable[[Sequence[int]], int]
+ROOT = Path(__file__).resolve().parent.parent
 HELLO = [{"role": "user", "content": "hi"}]
 
 
@@ -232,6 +235,39 @@ def test_load_and_close(tmp_path: Path) -> None:
         model.logits([1])
 
 
+def test_library_of_another_model(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "m.hb")
+
+    class Other(FakeNative):
+        def decode(self, handle: int, token: int, position: int, logits: np.ndarray) -> None:
+            raise ValueError("decode: logits has extent 258, expected 99")
+
+        def prefill(self, handle: int, ids: object, position: int, rows: object, logits: object):
+            raise IndexError("prefill: ids[0] is out of range")
+
+    model = load(artifact.folder, native=Other(count_up))
+    for ids in ([1], [1, 2]):
+        with pytest.raises(ModelError, match="do not belong together.*expected 99|ids"):
+            list(model.generate(ids))
+        assert model.session.tokens == []
+
+    class Old(FakeNative):
+        def __getitem__(self, name: str, /) -> Callable[..., object]:
+            raise AttributeError(f"Module has no function '{name}'")
+
+    with pytest.raises(ModelError, match="no function 'prefill'"):
+        load(artifact.folder, native=Old(count_up))
+
+
+def test_the_tokenizers_end_token_counts(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "m.hb")
+    manifest = artifact.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"eos": [\n   257\n  ]', '"eos": []'))
+    model = load(artifact.folder, native=FakeNative(says("yes", 2)))
+    assert model.artifact.manifest.model.eos == () and model.eos == {EOS}
+    assert "".join(model.generate("hi")) == "yes"
+
+
 def test_without_a_tokenizer_ids_still_work(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "m.hb")
     manifest = artifact.folder / "manifest.json"
@@ -242,6 +278,23 @@ def test_without_a_tokenizer_ids_still_work(tmp_path: Path) -> None:
     assert "".join(model.generate([1, 2], max_tokens=3)) == "2 3 4 "
     with pytest.raises(ModelError, match=r"tokenizer\.json: missing"):
         model.generate("hi")
+
+
+def test_running_needs_nothing_that_compiling_needs(tmp_path: Path) -> None:
+    """What is imported to answer a prompt; jinja2 comes only with a chat."""
+    write_artifact(tmp_path / "m.hb")
+    code = f"""
+import sys
+for name in ("ml_dtypes", "safetensors", "gguf", "onnx", "torch", "tvm", "jinja2"):
+    sys.modules[name] = None
+from halfbyte.runtime import load
+from tests.fake_model import FakeNative
+model = load({str(tmp_path / "m.hb")!r}, native=FakeNative(lambda cache: 1))
+assert len(list(model.generate("hi", max_tokens=3))) > 0
+import tvm_ffi
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_threads_by_topology(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halfbyte.ir.errors import ModelError
@@ -107,14 +107,15 @@ def test_steps_stay_cheap() -> None:
     assert longest <= 2
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=600, deadline=None)
+@example(text="aa\na", stops=["\n", "a\na"], cuts=[3])
 @given(
     text=st.text("ab\n", max_size=24),
     stops=st.lists(st.text("ab\n", max_size=4), max_size=3),
     cuts=st.lists(st.integers(0, 24), max_size=8),
 )
 def test_stop_strings(text: str, stops: list[str], cuts: list[int]) -> None:
-    """However the text is cut, what is shown is the text up to the first stop."""
+    """However the text is cut, what is shown is the text up to the first complete stop."""
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     filter_ = StopFilter(stops)
     shown = ""
@@ -123,9 +124,9 @@ def test_stop_strings(text: str, stops: list[str], cuts: list[int]) -> None:
         assert not any(stop in shown for stop in stops if stop)
     was_stopped = filter_.stopped
     shown += filter_.finish()
-    ends = [text.find(stop) for stop in stops if stop and stop in text]
+    ends = [(text.find(stop) + len(stop), -len(stop)) for stop in stops if stop and stop in text]
     assert was_stopped == bool(ends)
-    assert shown == (text[: min(ends)] if ends else text)
+    assert shown == (text[: sum(min(ends))] if ends else text)
 
 
 def test_stop_string_is_held_back_no_longer_than_needed() -> None:
