@@ -80,7 +80,7 @@ $(ARTIFACT)/manifest.json: $(MODEL) $(SOURCES) $(VENV)/.stamp
 
 demo: $(ARTIFACT)/manifest.json
 	$(BIN)/halfbyte run $(ARTIFACT) --chat "$(QUESTION)" --temperature 0
-	@printf '\n%s\n' "Three commands to try next:" \
+	@printf '%s\n' "" "Three commands to try next:" \
 	    "  $(BIN)/halfbyte run $(ARTIFACT) --interactive" \
 	    "  $(BIN)/halfbyte inspect $(ARTIFACT) --layer model.layers.0.mlp.down_proj" \
 	    "  $(BIN)/halfbyte bench $(ARTIFACT)"

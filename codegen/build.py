@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -27,12 +28,13 @@ from .render import Source
 
 NEEDED = ("libc.so", "libm.so", "libpthread.so", "libstdc++.so", "libgcc_s.so", "libtvm_ffi.so",
           "ld-linux-x86-64.so")  # fmt: skip
+_STALE = 86400.0  # seconds after which a scratch directory is nobody's any more
 _POLL = 0.01  # seconds between looks at the running compilers
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of progress: `what` is "compiled", "cached" or "linked"."""
+    """One line of progress: `what` is "compiled", "cached", "linked" or "left out"."""
 
     name: str
     what: str
@@ -132,8 +134,12 @@ def _uses_ffi(source: Source) -> bool:
 
 @contextlib.contextmanager
 def _workplace(cache: Path) -> Generator[Path]:
-    """A scratch directory inside the cache, gone afterwards."""
+    """A scratch directory inside the cache, gone afterwards; so are those of killed builds."""
     cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob(".build-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE:
+                shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as name:
         yield Path(name)
 
@@ -169,8 +175,7 @@ def _compile_command(
         (folder / name).write_text(text)
     includes = [f"-I{path}" for path in options.includes] if _uses_ffi(source) else []
     flags = (*compiler.compile_flags, *source.flags, *includes)
-    unit = str(folder / source.name)
-    return (*compiler.command, *flags, "-c", unit, "-o", str(folder / "out.o"))
+    return (*compiler.command, *flags, "-c", source.name, "-o", str(folder / "out.o"))
 
 
 @dataclass(slots=True)
@@ -209,11 +214,20 @@ def _run_all(
 
 
 def _start(name: str, key: str, command: tuple[str, ...]) -> _Running:
-    """Start in a session of its own, so that ending it ends the compiler's own children too."""
-    words = Path(command[-1]).with_suffix(".log")
+    """Start where the output goes, so that messages and objects hold no path of this machine.
+
+    In a session of its own, so that ending it ends the compiler's own children too.
+    """
+    out = Path(command[-1])
+    words = out.with_suffix(".log")
     with words.open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=out.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     return _Running(name, key, command, process, words, time.perf_counter())
 

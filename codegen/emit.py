@@ -17,7 +17,7 @@ from pathlib import Path
 from ..ir.errors import IRError
 from ..ir.graph import Graph, Op, Value
 from ..ir.interp import WeightSource, fold
-from ..ir.kernel import Refused
+from ..ir.kernel import KernelDecl, Refused
 from ..ir.numerics import Array
 from ..ir.opdef import Data
 from ..runtime.artifact import (
@@ -92,6 +92,8 @@ class Request:
 def compile_library(graph: Graph, compiler: Compiler, options: Options) -> Library:
     """Phase 60. TargetError: the compiler fails. IRError: the graph is not ready for it."""
     start = time.perf_counter()
+    for name, why in compiler.refused:
+        options.tell(f"the {name} variants ({why})", "left out")
     plan = make_plan(graph)
     sources = cpu_sources(plan, compiler.isas)
     built = build(sources, EXPORTS, compiler, options)
@@ -100,11 +102,14 @@ def compile_library(graph: Graph, compiler: Compiler, options: Options) -> Libra
     return Library(plan, built, compiler, isas, texts, time.perf_counter() - start)
 
 
-def kernel_choice(op: Op, bucket: int, kernel: str, refused: Sequence[Refused]) -> KernelChoice:
+def kernel_choice(
+    op: Op, bucket: int, kernel: KernelDecl, refused: Sequence[Refused]
+) -> KernelChoice:
     """A choice of phase 35 as the manifest tells it."""
     n, k = manifest_shape(op)
     reasons = tuple(Refusal(r.kernel, r.reason) for r in refused)
-    return KernelChoice(op.loc or str(op.out), op.name, bucket, kernel, n, k, reasons)
+    loc = op.loc or str(op.out)
+    return KernelChoice(loc, op.name, bucket, kernel.name, n, k, reasons, kernel.fallback)
 
 
 def write_artifact(

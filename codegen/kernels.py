@@ -106,8 +106,14 @@ def _nvfp4_gemv(op: Op, tokens: int) -> Workspace:
     return _planes(op, tokens, 56)
 
 
-def _nvfp4_w4a4(op: Op, tokens: int) -> Workspace:
+def _w4a4_gemv(op: Op, tokens: int) -> Workspace:
     return _planes(op, tokens, 24)
+
+
+def _w4a4_gemm(op: Op, tokens: int) -> Workspace:
+    """AMX's packed bf16 rows and weight chunks; the planes of the other ISAs need less."""
+    _, k = shape_of_linear(op)
+    return Workspace(2 * (tokens + 31) * ceil_to(k, 64), per_thread=65536)
 
 
 _EXACT = 2.0**-24
@@ -153,8 +159,8 @@ def _nvfp4() -> tuple[Kernel, ...]:
     return (
         _linear("nvfp4_gemv", "nvfp4_gemv", few, planes, _nvfp4_gemv, _PLANES_24),
         _linear("nvfp4_gemm", "nvfp4_gemm", rule, split, _panels_f32, amx_precision=_SPLIT_BF16),
-        _linear("nvfp4_w4a4_gemv", "nvfp4_gemv", few_w4a4, exact, _nvfp4_w4a4),
-        _linear("nvfp4_w4a4_gemm", "nvfp4_gemm", w4a4, exact, _nvfp4_w4a4),
+        _linear("nvfp4_w4a4_gemv", "nvfp4_gemv", few_w4a4, exact, _w4a4_gemv),
+        _linear("nvfp4_w4a4_gemm", "nvfp4_gemm", w4a4, exact, _w4a4_gemm),
     )
 
 

@@ -236,15 +236,20 @@ def _cache_rows(value: Value, rows: slice, session: Session) -> Array:
     return np.stack(list(read))
 
 
-# --- fewer outputs of a wide linear --------------------------------------------------------------
+# --- only a part of a large weight --------------------------------------------------------------
 
 
 def _narrow(op: Op, args: list[Data]) -> tuple[Op, list[Data], Array | None]:
-    """The op with only the first and last outputs of a wide p16 linear, and which those are."""
+    """The op with only the first and last outputs of a wide p16 linear, and which those are.
+
+    An embedding keeps the panels of the table that its ids name, and all its outputs.
+    """
+    if op.name == "embed":
+        return *_narrow_table(op, args), None
     if op.name not in LINEAR_OPS:
         return op, args, None
     w = op.args[1].type
-    n, k = w.static
+    n, _ = w.static
     if n <= NARROW or getattr(w.enc, "layout", "") != P16:
         return op, args, None
     panels = -(-n // PANEL_ROWS)
@@ -252,12 +257,23 @@ def _narrow(op: Op, args: list[Data]) -> tuple[Op, list[Data], Array | None]:
     chosen = np.r_[0:half, panels - half : panels]
     columns = (chosen[:, None] * PANEL_ROWS + np.arange(PANEL_ROWS)).reshape(-1)
     columns = columns[columns < n]
-    types = dict(zip(op.args, (v.type for v in op.args), strict=True))
-    types[op.args[1]] = TensorType((len(columns), k), w.enc)
-    new_args = tuple(Value(v.name, types[v]) for v in op.args)
     roles = op.strs("roles") or ("x", "w", "bias")[: len(args)]
     data = [_cut(r, d, chosen, columns) for r, d in zip(roles, args, strict=True)]
-    return replace(op, args=new_args), data, columns
+    return _with_weight(op, len(columns)), data, columns
+
+
+def _with_weight(op: Op, n: int) -> Op:
+    """The op with a weight (operand 1) of n rows."""
+    x, w, *others = op.args
+    smaller = Value(w.name, TensorType((n, w.type.last), w.type.enc))
+    return replace(op, args=(x, smaller, *others))
+
+
+def _narrow_table(op: Op, args: list[Data]) -> tuple[Op, list[Data]]:
+    ids, table = map(array, args)
+    panels, index = np.unique(ids // PANEL_ROWS, return_inverse=True)
+    inside = (index * PANEL_ROWS + ids % PANEL_ROWS).astype(np.int32)
+    return _with_weight(op, len(panels) * PANEL_ROWS), [inside, table[panels]]
 
 
 def _cut(role: str, data: Data, panels: Array, columns: Array) -> Data:

@@ -55,7 +55,7 @@ class Fields:
         self.values, self.where = values, where
 
     def wrong(self, key: str, expected: str) -> ModelError:
-        found = str(self.values.get(key))[:80]
+        found = repr(self.values.get(key))[:80]
         return ModelError(f"{self.where}: {key}: expected {expected}, found {found}; {REPAIR}")
 
     def integer(self, key: str, default: int | None = None, least: int = 0) -> int:
@@ -176,7 +176,7 @@ def _rope(fields: Fields) -> RopeConfig:
     kind = rope.text("rope_type", rope.text("type", "default"))
     partial = rope.real("partial_rotary_factor", fields.real("partial_rotary_factor", 1.0))
     if partial != 1.0:
-        raise rope.wrong("partial_rotary_factor", f"1, not {partial}, for this family")
+        raise rope.wrong("partial_rotary_factor", "1 for this family")
     skipped = ("rope_theta", "partial_rotary_factor")
     numbers: dict[str, float] = {}
     for key, value in found.items():

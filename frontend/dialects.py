@@ -45,7 +45,7 @@ FP8_INV = Dialect("fp8-inv", "fp8", "f8e4m3", "weight", "weight_scale_inv", "", 
 """Mistral's and DeepSeek's names; despite `inv` the scale is a multiplier."""
 
 DIALECTS = (COMPRESSED, MODELOPT, FP8, FP8_INV)
-"""In the order in which they are tried; FP8_INV before FP8 would hide a missing weight_scale."""
+"""In the order in which they are tried; FP8 and FP8_INV differ by the scale that is there."""
 
 _UNSUPPORTED = {
     "pre_quant_scale": "AWQ pre-quantisation scales",
@@ -189,10 +189,10 @@ def _nvfp4(
         )
     _check_block_scales(checkpoint, scale)
     total = _sidecar(checkpoint, names, codes, module, dialect.global_scale)
-    check_scalar(checkpoint, total)
+    _check_scalar(checkpoint, total)
     inputs = f"{module}.{dialect.input_scale}"
     if inputs in names:
-        check_scalar(checkpoint, checkpoint.info(inputs))
+        _check_scalar(checkpoint, checkpoint.info(inputs))
     return QuantizedWeight(
         module, dialect.name, "nvfp4", (n, k), codes.name, scale.name, total.name,
         inputs if inputs in names else "", dialect.divisors,
@@ -215,14 +215,14 @@ def _fp8(
     _check_positive(checkpoint, scale, finite_inverse=False)
     inputs = f"{module}.{dialect.input_scale}"
     if inputs in names:
-        check_scalar(checkpoint, checkpoint.info(inputs))
+        _check_scalar(checkpoint, checkpoint.info(inputs))
     return QuantizedWeight(
         module, dialect.name, "fp8", (n, k), codes.name, scale.name,
         input_scale=inputs if inputs in names else "",
     )  # fmt: skip
 
 
-def check_scalar(checkpoint: Checkpoint, info: TensorInfo) -> None:
+def _check_scalar(checkpoint: Checkpoint, info: TensorInfo) -> None:
     """One float, shape [] or [1], finite, > 0, with a finite inverse. Raises ModelError."""
     if info.shape not in ((), (1,)):
         raise fault(

@@ -140,6 +140,6 @@ def _packed(blocks: U8) -> U8:
 
 
 def _scales(blocks: U8) -> U8:
-    """The four e4m3 scale bytes of each block; ggml decodes 0x7F as zero, so it becomes zero."""
-    scales = blocks[:, :BLOCK_SCALES]
+    """The four scale bytes of each block. ggml ignores their sign bit and decodes 0x7F as zero."""
+    scales = blocks[:, :BLOCK_SCALES] & 0x7F
     return np.where(scales == 0x7F, np.uint8(0), scales)

@@ -36,6 +36,8 @@ OTHER_TYPES: dict[int, str] = {
 }  # fmt: skip
 MAX_RANK = 4
 MAX_KEY = 65535
+MAX_STRINGS = 1 << 22
+"""Strings of all metadata together (walked in about a second each million); real files have 1 M."""
 Scalar = bool | int | float | str
 
 
@@ -66,13 +68,14 @@ class _Cursor:
 
     def __init__(self, path: Path, buffer: mmap.mmap) -> None:
         self.path, self.buffer, self.at = path, buffer, 0
+        self.size, self.strings = len(buffer), 0
 
     def take(self, nbytes: int, what: str) -> int:
         """Step over `nbytes`, return where they begin."""
-        if nbytes > len(self.buffer) - self.at:
+        if nbytes > self.size - self.at:
             raise ModelError(
                 f"{self.path}: {what} needs {nbytes} bytes at offset {self.at}, found "
-                f"{len(self.buffer) - self.at}; the file is cut short, {AGAIN}"
+                f"{self.size - self.at}; the file is cut short, {AGAIN}"
             )
         self.at += nbytes
         return self.at - nbytes
@@ -90,13 +93,22 @@ class _Cursor:
         return self.buffer[begin : begin + length].decode("utf-8", "replace")
 
     def skip_strings(self, count: int, what: str) -> None:
-        unpack, buffer, size = struct.Struct("<Q").unpack_from, self.buffer, len(self.buffer)
+        self.strings += count
+        if self.strings > MAX_STRINGS:
+            raise ModelError(
+                f"{self.path}: {what} brings the strings of the header to {self.strings}, expected "
+                f"at most {MAX_STRINGS}; {AGAIN}"
+            )
+        unpack, buffer, size, at = struct.Struct("<Q").unpack_from, self.buffer, self.size, self.at
         for _ in range(count):
-            if self.at + 8 > size:
-                self.take(8, what)
-            self.at += 8 + unpack(buffer, self.at)[0]
-            if self.at > size:
-                raise ModelError(f"{self.path}: {what} runs past the end of the file; {AGAIN}")
+            if at + 8 > size:
+                break
+            at += 8 + unpack(buffer, at)[0]
+        else:
+            if at <= size:
+                self.at = at
+                return
+        raise ModelError(f"{self.path}: {what} runs past the end of the file; {AGAIN}")
 
 
 class GgufFile:

@@ -106,9 +106,6 @@ def import_model(checkpoint: Checkpoint, *, context: int) -> Imported:
     logits = decoder(net, family.block)
     generated = {INV_FREQ: _with_factors(net, table)}
     _account(net, family)
-    if config.max_positions and context > config.max_positions:
-        made_for = f"the {config.max_positions} positions the model was made for"
-        net.ledger.notes.append(f"context {context} exceeds {made_for}")
     graph = net.b.build(logits, family=config.model_type, context=context, vocab=config.vocab_size)
     return Imported(
         graph=graph,
@@ -118,7 +115,7 @@ def import_model(checkpoint: Checkpoint, *, context: int) -> Imported:
         tokenizer=checkpoint.tokenizer_files(),
         linears=tuple(net.ledger.linears),
         excused=dict(sorted(net.ledger.excused.items())),
-        notes=tuple(net.ledger.notes),
+        notes=_notes(net),
         files=checkpoint.files,
     )
 
@@ -174,10 +171,27 @@ def _account(net: Net, family: Family) -> None:
         raise fault(
             info.file,
             left[0],
-            f"{len(left)} tensor(s) that {net.config.architecture} does not "
-            f"read: {', '.join(n[:80] for n in left[:5])}{' …' if len(left) > 5 else ''}",
-            "the model is of another kind than its config says, or has parts halfbyte does not know",
+            f"{len(left)} tensor(s) that {net.config.architecture} does not read: "
+            f"{_some([repr(name[:80]) for name in left])}",
+            "the config is of another model, or this one has parts that halfbyte does not know",
         )
+
+
+def _some(names: list[str]) -> str:
+    """The first few of a list that may be long."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _notes(net: Net) -> tuple[str, ...]:
+    """What a user may want to know, one line per kind of disagreement."""
+    notes = [
+        f"{where}: says {claim}, the tensors are {scheme} and decide: {_some(locs)}"
+        for (where, claim, scheme), locs in net.ledger.disputes.items()
+    ]
+    made_for = net.config.max_positions
+    if made_for and net.context > made_for:
+        notes.append(f"context {net.context} exceeds the {made_for} positions it was made for")
+    return tuple(notes)
 
 
 def _excuse(net: Net, family: Family, name: str) -> str | None:

@@ -37,12 +37,17 @@ class LinearFacts:
 
 @dataclass(slots=True)
 class Ledger:
-    """Which checkpoint tensors the graph reads, which it may leave, and what is worth telling."""
+    """Which checkpoint tensors the graph reads, which it may leave and why, what linears are.
+
+    `disputes`: (file, what it says, what the tensors are) -> the linears where the two differ.
+    """
 
     used: set[str] = field(default_factory=set[str])
     excused: dict[str, str] = field(default_factory=dict[str, str])
     linears: list[LinearFacts] = field(default_factory=list[LinearFacts])
-    notes: list[str] = field(default_factory=list[str])
+    disputes: dict[tuple[str, str, str], list[str]] = field(
+        default_factory=dict[tuple[str, str, str], list[str]]
+    )
 
 
 class Net:
@@ -208,9 +213,7 @@ class Net:
             scheme, dialect, tensors = self._scheme(found), found.dialect, found.tensors
         for where, claim in said:
             if claim != scheme and {claim, scheme} != {W4A4, W4A16}:
-                self.ledger.notes.append(
-                    f"{where}: says {claim} for {loc!r}, its tensors are {scheme}: tensors decide"
-                )
+                self.ledger.disputes.setdefault((where, claim, scheme), []).append(loc)
         n, k = weight.type.static
         self.ledger.linears.append(LinearFacts(loc, scheme, dialect, (n, k), tensors))
         return scheme

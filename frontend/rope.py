@@ -28,13 +28,14 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, where: str) -> tuple[F3
         )
     base = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     with np.errstate(all="ignore"):
-        table, factor = build(rope, base, where)
+        exact, factor = build(rope, base, where)
+        table = exact.astype(np.float32)
     if not np.isfinite(table).all() or not math.isfinite(factor):
         raise ModelError(
             f"{where}: rope parameters {dict(rope.parameters)} give no finite table; "
             "repair the config"
         )
-    return table.astype(np.float32), factor
+    return table, factor
 
 
 def _need(rope: RopeConfig, key: str, where: str) -> float:

@@ -234,9 +234,9 @@ def _open_indexed(folder: Path, index: Path) -> tuple[Shard, ...]:
     for file, names in sorted(wanted.items()):
         if not (folder / file).is_file():
             raise fault(
-                folder / file,
+                index,
                 names[0],
-                f"the file is missing, {INDEX} expects {len(names)} tensors in it",
+                f"lies in {file[:160]!r} with {len(names) - 1} others, but that file is missing",
                 "download the missing shard",
             )
         shard = open_shard(folder / file)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from . import __version__
+from .environment import cache_folder, compiler_command
 from .ir.errors import HalfbyteError, IRError
 
 REFUSED, INTERRUPTED, UNREAD = 1, 130, 141
@@ -79,9 +80,10 @@ def _run(words: list[str]) -> int:
     if chosen is None:  # `version` and `--version`: all that is left
         print(f"halfbyte {__version__}")
         return 0
-    if chosen.name == "doctor":
-        return int(chosen.load().main(args, cxx=os.environ.get("CXX")))
-    return int(chosen.load().main(args))
+    module = chosen.load()
+    if chosen.name == "doctor":  # asks the machine as the driver would
+        return int(module.main(args, cache=cache_folder(), cxx=compiler_command()))
+    return int(module.main(args))
 
 
 def _parser(chosen: Command | None) -> argparse.ArgumentParser:

@@ -15,9 +15,8 @@ _HELP = "compile a model (SafeTensors folder or GGUF file) into an artifact"
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Registers `compile` with argparse's subparsers."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "compile", help=_HELP, description=_HELP
-    )
+    parser: argparse.ArgumentParser
+    parser = subparsers.add_parser("compile", help=_HELP, description=_HELP)
     parser.add_argument("model", type=Path, help="folder with config.json, or a .gguf file")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT.hb", help="the artifact to write")
     parser.add_argument("--target", default="cpu", help="default: cpu")
@@ -32,7 +31,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     _add_phase_options(parser)
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
-    parser.set_defaults(func=main)
     return parser
 
 
@@ -108,8 +106,10 @@ def summary(report: CompileReport) -> list[str]:
                    f"KV cache {_mib(report.state)} for {report.context} positions"),
         ("self-test", f"{report.selftests} kernels against the interpreter, worst "
                       f"{report.worst_selftest:.0%} of the tolerance"),
-        ("roofline", f"a decode step reads {_mib(floor.bytes_per_token)}: at the {floor.gigabytes:.1f} "
-                     f"GB/s read here just now, at most {floor.tokens_per_second:.0f} tok/s"),
-        ("artifact", f"{report.artifact}, {_mib(report.artifact_bytes)}, in {report.seconds:.1f} s"),
+        ("roofline", f"a decode step reads {_mib(floor.bytes_per_token)}: at the "
+                     f"{floor.gigabytes:.1f} GB/s read here just now, at most "
+                     f"{floor.tokens_per_second:.0f} tok/s"),
+        ("artifact", f"{report.artifact}, {_mib(report.artifact_bytes)}, "
+                     f"in {report.seconds:.1f} s"),
     ]  # fmt: skip
     return [f"{name:10} {text}" for name, text in rows]

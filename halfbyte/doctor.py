@@ -16,11 +16,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from . import __version__
+from .ir.errors import TargetError
+from .ir.target import TARGETS
+
 _HELP = "compilers, CPU, CUDA and packages here, what each target lacks, and how to mend it"
 
 RUN_PACKAGES = ("numpy", "apache-tvm-ffi", "tokenizers", "jinja2")
 COMPILE_PACKAGES = ("ml_dtypes", "gguf")
 OPTIONAL_PACKAGES = ("ziglang", "apache-tvm")
+
+# Kernel variant of the target cpu -> CPU features; the table of codegen/isa.py (a test holds them
+# equal), which is out of reach where only the runtime's packages are installed.
+_AVX2 = ("avx2", "fma", "f16c", "bmi2")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512vnni")
+_AMX = (*_AVX512, "avx512bf16", "avx512fp16", "amx-tile", "amx-bf16")
+ISA_FEATURES = {"scalar": (), "avx2": _AVX2, "avx512": _AVX512, "amx": _AMX}
 
 # Target -> (compute capability, oldest nvcc that knows its suffix; CUDA release notes).
 CUDA_TARGETS = {"sm_120a": ("12.0", (12, 8)), "sm_90a": ("9.0", (12, 0))}
@@ -127,7 +138,7 @@ def examine(cache: Path, cxx: str | None) -> Report:
     targets = (cpu_target(compilers, packages), *(cuda_target(n, compilers, gpus)
                for n in CUDA_TARGETS))  # fmt: skip
     return Report(
-        halfbyte=_package("halfbyte").version or "not installed: runs from the source tree",
+        halfbyte=f"{__version__} at {Path(__file__).parent}",
         python=f"{platform.python_version()} at {sys.executable}",
         system=f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         cpu=read_cpu(Path("/proc/cpuinfo")),
@@ -151,14 +162,23 @@ def _package(name: str) -> Tool:
 
 def _cxx(cache: Path, cxx: str | None) -> Tool:
     """The compiler that `halfbyte compile` would use."""
-    from .codegen.compiler import find_compiler  # needs the extra `compile` in a run-only install
-    from .ir.errors import TargetError
-
+    try:
+        from .codegen.compiler import find_compiler
+    except ModuleNotFoundError:  # of the extra `compile`: nothing to ask, so only look
+        return _first_cxx((cxx,) if cxx else ("c++", "g++", "clang++"))
     try:
         compiler = find_compiler(cxx, cache)
     except TargetError as error:
         return Tool("c++", None, str(error))
     return Tool("c++", compiler.version.splitlines()[0], " ".join(compiler.command))
+
+
+def _first_cxx(names: Sequence[str]) -> Tool:
+    paths = [path for name in names if (path := shutil.which(name))]
+    for path in paths:
+        if version := _answer((path, "--version")):
+            return Tool("c++", version.splitlines()[0], path)
+    return Tool("c++", None)
 
 
 def _zig() -> Tool:
@@ -198,18 +218,16 @@ def _answer(command: Sequence[str]) -> str:
 def read_cpu(cpuinfo: Path) -> Cpu:
     """The processor by /proc/cpuinfo. The library asks CPUID itself when it is loaded, and the
     operating system for the AMX registers: what it finds there decides."""
-    from .codegen.isa import ISAS
-
     facts = _cpuinfo(cpuinfo)
     flags = set(facts.get("flags", "").replace("_", "").split())
     lacks: dict[str, tuple[str, ...]] = {}
-    best = ISAS[0].name
-    for isa in ISAS:
-        missing = tuple(f for f in isa.features if f.replace("-", "") not in flags)
+    best = "scalar"
+    for isa, features in ISA_FEATURES.items():
+        missing = tuple(f for f in features if f.replace("-", "") not in flags)
         if missing:
-            lacks[isa.name] = missing
+            lacks[isa] = missing
         elif not lacks:
-            best = isa.name
+            best = isa
     return Cpu(facts.get("model name", platform.machine()), _cores(), best, lacks)
 
 
@@ -259,8 +277,6 @@ def cpu_target(compilers: Sequence[Tool], packages: Sequence[Tool]) -> TargetSta
 
 def cuda_target(name: str, compilers: Sequence[Tool], gpus: Sequence[Gpu]) -> TargetState:
     """What a target of CUDA_TARGETS lacks. `compilers` as in Report: c++, ziglang, nvcc."""
-    from .ir.target import TARGETS
-
     capability, oldest = CUDA_TARGETS[name]
     nvcc = compilers[2].version
     lacks: list[Lack] = []

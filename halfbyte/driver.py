@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from . import __version__
 from .codegen.build import Event, ffi_options
@@ -28,11 +28,13 @@ from .codegen.emit import (
 from .codegen.kernels import declarations
 from .compile_report import CompileReport, report_of
 from .dumps import Dumps, PhaseLine
+from .environment import cache_folder, compiler_command
 from .frontend import Imported, import_model, open_checkpoint
 from .frontend.config import read_config
 from .frontend.container import Checkpoint
 from .ir.errors import IRError, ModelError
 from .ir.graph import Graph
+from .ir.rewrite import LogEntry
 from .ir.target import target
 from .ir.text import from_text
 from .ir.types import Nvfp4
@@ -117,7 +119,7 @@ def compile_model(options: Options) -> CompileReport:
         quantize=options.quantize, allow_fallback=options.allow_fallback,
     )  # fmt: skip
     text = pipeline.check(imported.graph, IMPORT)
-    run.hook(Report(IMPORT, IMPORT_WHY, imported.graph, "", text, ()))
+    run.hook(Report(IMPORT, IMPORT_WHY, imported.graph, "", text, _import_log(imported)))
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
     run.dumps.files["scales.json"] = json.dumps(_scales(imported, context), indent=0).encode()
@@ -129,6 +131,12 @@ def compile_model(options: Options) -> CompileReport:
     finally:
         if options.dump:
             run.dumps.write(options.dump)
+
+
+def _import_log(imported: Imported) -> tuple[LogEntry, ...]:
+    """What import left out, and what it wants to say."""
+    excused = (LogEntry("excused", name, True, why) for name, why in imported.excused.items())
+    return (*excused, *(LogEntry("note", "", True, note) for note in imported.notes))
 
 
 def _check(options: Options) -> None:
@@ -176,7 +184,7 @@ def _build(
 ) -> CompileReport:
     """Phases 60 and 70."""
     cache = cache_folder()
-    compiler = find_compiler(os.environ.get("CXX"), cache)
+    compiler = find_compiler(compiler_command(), cache)
     library = compile_library(graph, compiler, ffi_options(cache, run.built))
     run.tell(CODEGEN, f"{len(library.plan.kernels)} kernels for {', '.join(library.isas)}")
     run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
@@ -193,7 +201,7 @@ def _request(
     run: _Run, graph: Graph, context: Context, imported: Imported, library: Library
 ) -> Request:
     choices = tuple(
-        kernel_choice(c.op, c.bucket, c.kernel.name, c.refused) for c in select(graph, context)
+        kernel_choice(c.op, c.bucket, c.kernel, c.refused) for c in select(graph, context)
     )
     plan = {f"{CODEGEN}/plan.cc": library.sources["plan.cc"].encode()}
     passes = {**_without_sources(run.dumps.finish()), **plan}
@@ -217,11 +225,12 @@ def _without_sources(files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _phase_facts(line: PhaseLine) -> PhaseFacts:
-    return PhaseFacts(line.id, line.ms, line.ops, line.changed)
+    return PhaseFacts(line.id, line.ms, line.ops, line.changed, line.why)
 
 
 def _facts(graph: Graph, imported: Imported, options: Options) -> ModelFacts:
-    bos, eos = (imported.generation.get(k) for k in ("bos_token_id", "eos_token_id"))
+    bos = imported.generation.get("bos_token_id")
+    eos = cast("list[int]", imported.generation.get("eos_token_id") or [])
     config = imported.config
     return ModelFacts(
         family=config.model_type,
@@ -231,7 +240,7 @@ def _facts(graph: Graph, imported: Imported, options: Options) -> ModelFacts:
         vocab=graph.outs[0].type.last,
         context=_capacity(graph),
         bos=bos if isinstance(bos, int) else None,
-        eos=tuple(t for t in eos if isinstance(t, int)) if isinstance(eos, list | tuple) else (),
+        eos=tuple(eos),
         sources={f.name: _sha256(f) for f in imported.files},
         parameters=_parameters(graph),
         recipe=recipe_of(graph),
@@ -280,11 +289,3 @@ def _scales(imported: Imported, context: Context) -> list[dict[str, object]]:
         dialect = dialects.get(op.loc, "")
         found.append({"module": op.loc, "dialect": dialect, "role": role, "value": value})
     return found
-
-
-def cache_folder() -> Path:
-    """Where objects are kept: $HALFBYTE_CACHE, else $XDG_CACHE_HOME/halfbyte, else ~/.cache."""
-    if own := os.environ.get("HALFBYTE_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "halfbyte"

@@ -30,11 +30,9 @@ class PhaseLine:
     missed: int
 
     def __str__(self) -> str:
-        what = "changed" if self.changed else "unchanged"
+        what = f"{'changed' if self.changed else 'unchanged':9}  {self.digest}"
         counts = f"{self.fired} fired, {self.missed} missed"
-        return (
-            f"{self.id:22} {self.ms:9.1f} ms  ops {self.ops:5}  {what:9}  {self.digest}  {counts}"
-        )
+        return f"{self.id:22} {self.ms:9.1f} ms  ops {self.ops:5}  {what}  {counts}"
 
 
 @dataclass(slots=True)

@@ -97,6 +97,21 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+def token_spans(chosen: Iterable[int], buckets: Sequence[int]) -> str:
+    """The token counts that run in some of the buckets: `9..512` for 64 and 512 of 1, 8, 64, 512.
+
+    A step of T tokens runs in the smallest bucket that holds it.
+    """
+    spans: list[tuple[int, int]] = []
+    for bucket in chosen:
+        low = max((b for b in buckets if b < bucket), default=0) + 1
+        if spans and spans[-1][1] == low - 1:
+            spans[-1] = (spans[-1][0], bucket)
+        else:
+            spans.append((low, bucket))
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in spans)
+
+
 def layer_of(loc: str) -> int | None:
     """The number of the layer in a location, None where there is none."""
     found = _NUMBER.search(loc)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .inspect_format import modules_of
-from .inspect_path import behind, delta, path_of, reader_of, resolve, sources_of
+from .inspect_format import modules_of, token_spans
+from .inspect_path import behind, delta, made_at, path_of, reader_of, resolve, sources_of, strangers
 from .inspect_source import Decision, Source
 from .ir.graph import SOURCES, Graph, Op, const_values
 from .ir.types import P16, PANEL_ROWS, SUPER_BLOCK_K, Nvfp4, Plain, ceil_div
@@ -46,12 +46,16 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one phase did to the module, and the decisions that concern it."""
+    """What one phase did to the module, and the decisions that concern it.
+
+    `operands` says who the operands are that do not come from the module itself.
+    """
 
     phase: str
     why: str
     removed: tuple[str, ...]
     added: tuple[str, ...]
+    operands: tuple[str, ...]
     notes: tuple[str, ...]
     decisions: tuple[Decision, ...]
 
@@ -88,9 +92,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The kernel of some buckets, and what was refused before it."""
+    """The kernel of some buckets, which serve `tokens` ("9..512"), and what was refused first."""
 
     buckets: tuple[int, ...]
+    tokens: str
     kernel: str
     refused: tuple[Refusal, ...]
     fallback: bool
@@ -150,7 +155,7 @@ def journey(source: Source, wanted: str) -> Journey:
         tensors=_tensors(source, module, first),
         steps=_steps(source, names, module),
         stored=_stored(source, names, last),
-        kernels=_kernels(choices),
+        kernels=_kernels(choices, source.manifest.buckets),
         selftests=_selftests(source, choices),
         launch=reader.get("launch", -1) if reader else -1,
         arguments=_arguments(source, reader),
@@ -164,7 +169,7 @@ def _shape(op: Op | None) -> tuple[int, int]:
     return n, k
 
 
-# --- the checkpoint --------------------------------------------------------------------------------
+# --- the checkpoint -------------------------------------------------------------------------------
 
 
 def _scheme(path: tuple[Op, ...]) -> str:
@@ -213,7 +218,7 @@ def _role(weight: Op, path: tuple[Op, ...]) -> str:
         role = ROLES.get((op.name, op.get("format", ""), op.args.index(value)))
         if role is not None:
             return role + divisor
-        divisor = ", stored as its reciprocal" if op.name == "reciprocal" else divisor
+        divisor = ", stored as 1/x" if op.name == "reciprocal" else divisor
         value = op.out
     return ""
 
@@ -231,24 +236,26 @@ def _steps(source: Source, names: Sequence[str], module: str) -> tuple[Step, ...
         path = path_of(graph, names, module)
         change = delta(before, path)
         graph_before = before_graph or graph
-        chosen = _decisions(source, phase, module, modules, behind(graph_before, before))
+        around = behind(graph_before, before) if phase.endswith(FUSE) else set[str]()
+        around |= made_at(before, path)
+        chosen = _decisions(source, phase, module, modules, around)
         why = source.phase_facts[phase].why if phase in source.phase_facts else ""
-        steps.append(Step(phase, why, change.removed, change.added, change.notes, chosen))
+        others = tuple(strangers(graph, before, path)) if change.added else ()
+        steps.append(Step(phase, why, change.removed, change.added, others, change.notes, chosen))
         before_graph, before = graph, path
     return tuple(steps)
 
 
 def _decisions(
-    source: Source, phase: str, module: str, modules: set[str], behind_it: set[str]
+    source: Source, phase: str, module: str, modules: set[str], around: set[str]
 ) -> tuple[Decision, ...]:
-    """Those at the module, those that name it, and fusions where its result runs into."""
+    """Those at the module, those that name it, and of other rules those at the places `around`."""
     chosen: list[Decision] = []
     for d in source.decisions:
         if d.phase != phase or phase.endswith(SELECT):  # the kernels have a table of their own
             continue
         named = modules.intersection(re.findall(r"[\w.]+", d.detail))
-        fusion = phase.endswith(FUSE) and d.at in behind_it and not named
-        if module in d.modules or module in named or fusion:
+        if module in d.modules or module in named or (d.at in around and not named):
             chosen.append(d)
     here = {d.rule for d in chosen if module in d.modules}
     return tuple(d for d in chosen if module in d.modules or d.rule not in here)
@@ -258,7 +265,7 @@ def _decisions(
 
 
 def _stored(source: Source, names: Sequence[str], path: tuple[Op, ...]) -> tuple[Stored, ...]:
-    """The stored values on the path: what the reader of the weights is given."""
+    """The stored values on the path, the largest first: what the reader is given."""
     const = const_values(source.last)
     facts = {weight.name: weight for weight in source.manifest.weights}
     found: list[Stored] = []
@@ -280,7 +287,7 @@ def _stored(source: Source, names: Sequence[str], path: tuple[Op, ...]) -> tuple
             Stored(v.name, str(v.type), v.type.nbytes, v.type.nbytes * 8 / numbers,
                    _padding(shape, enc), _rows(op, path, shape), others, buffers)
         )  # fmt: skip
-    return tuple(found)
+    return tuple(sorted(found, key=lambda s: -s.bytes))
 
 
 def _product(shape: Sequence[int]) -> int:
@@ -320,15 +327,16 @@ def _rows(stored: Op, path: tuple[Op, ...], shape: tuple[int, ...]) -> tuple[int
     return start, stop
 
 
-def _kernels(choices: Sequence[KernelChoice]) -> tuple[Kernel, ...]:
+def _kernels(choices: Sequence[KernelChoice], buckets: Sequence[int]) -> tuple[Kernel, ...]:
     """Buckets of one kernel and the same refused candidates together."""
     groups: dict[tuple[str, tuple[str, ...], bool], list[KernelChoice]] = {}
     for c in choices:
         key = c.kernel, tuple(r.kernel for r in c.refused), c.fallback
         groups.setdefault(key, []).append(c)
     return tuple(
-        Kernel(tuple(c.bucket for c in cs), cs[0].kernel, _joined(cs), cs[0].fallback)
+        Kernel(served, token_spans(served, buckets), cs[0].kernel, _joined(cs), cs[0].fallback)
         for cs in groups.values()
+        for served in (tuple(c.bucket for c in cs),)
     )
 
 
@@ -354,9 +362,7 @@ def _selftests(source: Source, choices: Sequence[KernelChoice]) -> tuple[Tested,
         same = key in wanted and shapes.get(at) == wanted[key]
         if same and (key not in found or test.loc == choices[0].loc):
             found[key] = test
-    return tuple(
-        Tested(t.loc, t.kernel, t.bucket, t.max_abs, t.tolerance) for t in found.values()
-    )
+    return tuple(Tested(t.loc, t.kernel, t.bucket, t.max_abs, t.tolerance) for t in found.values())
 
 
 def _arguments(source: Source, reader: Op | None) -> str:
@@ -368,5 +374,3 @@ def _arguments(source: Source, reader: Op | None) -> str:
         if mark in line:
             return f"passes/60_codegen/plan.cc:{number}"
     return ""
-
-

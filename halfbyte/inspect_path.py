@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .inspect_format import collapsed, modules_of
+from .inspect_format import collapsed, modules_of, short
 from .inspect_source import Source
 from .ir.errors import ModelError
 from .ir.graph import Graph, Op, Value, const_values
@@ -122,13 +122,13 @@ def behind(graph: Graph, path: tuple[Op, ...]) -> set[str]:
     uses = graph.uses()
     reader = reader_of(path)
     front = list(reader.outs) if reader else []
-    found: set[str] = set()
+    found: set[Op] = set()
     while front:
         for op in uses.get(front.pop(), []):
-            if op.loc not in found:
-                found.add(op.loc)
+            if op not in found:
+                found.add(op)
                 front.extend(op.outs if op.name not in ENDS else ())
-    return found
+    return {op.loc for op in found}
 
 
 def line_of(op: Op) -> str:
@@ -149,6 +149,36 @@ def delta(before: tuple[Op, ...], after: tuple[Op, ...]) -> Delta:
             removed.extend(old[a:b])
             added.extend(new[c:d])
     return Delta(tuple(removed), tuple(added), tuple(_plans(before, after)))
+
+
+def made_at(before: tuple[Op, ...], path: tuple[Op, ...]) -> set[str]:
+    """Locations of the path's new ops: a tied weight is laid out where its other reader is."""
+    known = {line_of(op) for op in before}
+    return {op.loc for op in path if op.loc and op.name != "weight" and line_of(op) not in known}
+
+
+def strangers(graph: Graph, before: tuple[Op, ...], path: tuple[Op, ...]) -> list[str]:
+    """Who the operands of the path's new ops are that do not come from the module itself."""
+    known = {line_of(op) for op in before}
+    own = {v for op in path for v in op.outs}
+    producers = graph.producers()
+    found: dict[Value, str] = {}
+    for op in path:
+        if line_of(op) in known:
+            continue
+        for v in op.args:
+            if v not in own and v not in found:
+                found[v] = _origin(producers.get(v))
+    return [f"{v} is {origin}" for v, origin in found.items()]
+
+
+def _origin(producer: Op | None) -> str:
+    if producer is None:
+        return "an input of the step"
+    name = producer.get("source", "")
+    if name:
+        return f"the {producer.name} {name}"
+    return f"{short(producer.loc)}'s {producer.name}" if producer.loc else f"a {producer.name}"
 
 
 def _plans(before: tuple[Op, ...], after: tuple[Op, ...]) -> list[str]:

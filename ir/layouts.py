@@ -76,19 +76,6 @@ def nvfp4_from_p16(super_blocks: U8, n: int, k: int) -> tuple[U8, Array]:
     return pack_codes(codes), scales.view(ml_dtypes.float8_e4m3fn)
 
 
-def nvfp4_from_gguf(blocks: U8) -> tuple[U8, Array]:
-    """GGUF NVFP4 rows of 36-byte blocks to packed codes [N, K/2] and e4m3 scales [N, K/16].
-
-    A block of 64: 4 scale bytes, then per 16 elements 8 bytes with element j low and j + 8 high
-    (ggml-common.h `block_nvfp4`). A scale byte 0x7F decodes to 0 there, so it becomes 0.
-    """
-    by_block = blocks.reshape(blocks.shape[0], -1, 36)
-    scales = by_block[..., :4].reshape(blocks.shape[0], -1) & 0x7F
-    halves = by_block[..., 4:].reshape(blocks.shape[0], -1, 8)
-    codes = _split_nibbles(halves, axis=-2).reshape(blocks.shape[0], -1)
-    return pack_codes(codes), np.where(scales == 0x7F, 0, scales).view(ml_dtypes.float8_e4m3fn)
-
-
 def dense_to_p16(w: Array) -> Array:
     """[N, K] to [N/16, K, 16]: lane = output row, rows padded with zeros."""
     padded = pad_to(w, PANEL_ROWS, 1)

@@ -83,19 +83,6 @@ def _pack(op: Op, args: list[Data]) -> Data:
     return {"": packed, "sf": sf, "gs": gs.astype(np.float32).reshape(1)}
 
 
-def _infer_repack_gguf(op: Op) -> TensorType:
-    type_ = op.args[0].type
-    if type_.enc != Gguf("nvfp4"):
-        raise IRError(f"repack_gguf: operand 0 is {type_}, expected gguf<nvfp4>")
-    return type_.with_enc(Nvfp4())
-
-
-def _repack_gguf(op: Op, args: list[Data]) -> Data:
-    gs = array(args[1]).reshape(1) if args[1:] else np.ones(1)
-    packed, sf = layouts.nvfp4_from_gguf(array(args[0]))
-    return {"": packed, "sf": sf, "gs": gs.astype(np.float32)}
-
-
 def _infer_quantize_weight(op: Op) -> TensorType:
     n, k = plain(op, 0, "f32").static
     if k % numerics.BLOCK:
@@ -218,8 +205,6 @@ OPS: dict[str, OpDef] = {
                         _infer_dequantize, _dequantize, attrs={"format": "nvfp4, fp8, gguf"}),
     "pack_nvfp4": OpDef("codes, block scales, global scale become one nvfp4 value", 3, 3,
                         _infer_pack, _pack),
-    "repack_gguf": OpDef("GGUF's NVFP4 blocks (and global scale) as an nvfp4 value, exact", 1, 2,
-                         _infer_repack_gguf, _repack_gguf),
     "quantize_weight": OpDef("f32 weights to nvfp4", 1, 1, _infer_quantize_weight,
                              _quantize_weight),
     "relayout": OpDef("the same weights in a kernel's layout, a byte permutation", 1, 1,

@@ -17,6 +17,8 @@ Dim = int | str
 LINEAR = "linear"
 P16 = "p16"
 SFATOM = "sfatom128x4"
+WGMMA = "wgmma128x64"
+PAGED = "paged16"
 
 DTYPE_BYTES: dict[str, int] = {
     "f64": 8, "f32": 4, "bf16": 2, "f16": 2, "f8e4m3": 1, "f8e5m2": 1, "f8e8m0": 1,
@@ -33,6 +35,11 @@ SUPER_BLOCK_K = 64
 """Inputs covered by one NVFP4 p16 super-block."""
 SUPER_BLOCK_BYTES = 576
 """64 B of scales (16 rows x 4 blocks) and 512 B of e2m1 codes."""
+
+TILE_ROWS, TILE_K = 128, 64
+"""Of a wgmma128x64 tile, and of a SfAtom: 128 rows x 4 block scales."""
+PAGE = 16
+"""Positions in a page of a paged cache."""
 
 GGUF_BLOCKS: dict[str, tuple[int, int]] = {
     "q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q4_k": (256, 144), "q5_k": (256, 176),
@@ -71,7 +78,11 @@ def _rows_of(shape: tuple[int, ...], what: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Numbers of one dtype. Layout `p16` (matrices [N, K] only) stores [ceil(N/16)][K][16 rows]."""
+    """Numbers of one dtype. Other layouts than linear:
+
+    `p16`      matrices [N, K]: [ceil(N/16)][K][16 rows];
+    `paged16`  caches [heads, positions, D]: [positions/16][heads][16][D], a page per 16 positions.
+    """
 
     dtype: str
     layout: str = LINEAR
@@ -79,8 +90,8 @@ class Plain:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
             raise IRError(f"unknown dtype {self.dtype!r}, expected one of {sorted(DTYPE_BYTES)}")
-        if self.layout not in (LINEAR, P16):
-            raise IRError(f"{self.dtype}: unknown layout {self.layout!r}, expected linear or p16")
+        if self.layout not in (LINEAR, P16, PAGED):
+            raise IRError(f"{self.dtype}: unknown layout {self.layout!r}")
 
     def __str__(self) -> str:
         return self.dtype if self.layout == LINEAR else f"{self.dtype}<layout={self.layout}>"
@@ -88,6 +99,9 @@ class Plain:
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         if self.layout == LINEAR:
             return (Part("", self.dtype, shape),)
+        if self.layout == PAGED:
+            heads, positions, dim = shape
+            return (Part("", self.dtype, (ceil_div(positions, PAGE), heads, PAGE, dim)),)
         n, k = _rows_of(shape, str(self))
         return (Part("", self.dtype, (ceil_div(n, PANEL_ROWS), k, PANEL_ROWS)),)
 
@@ -100,7 +114,9 @@ class Nvfp4:
     all. Layouts (reference of each: docs/numerics.md):
     `linear`       codes [N, K/2] (even k in the low nibble), scales [N, K/16];
     `p16`          super-blocks [N/16][K/64][576 B], one f32 row scale per (padded) output row;
-    `sfatom128x4`  codes as linear, scales in CUTLASS's 128x4 atoms.
+    `sfatom128x4`  codes as linear, scales in CUTLASS's 128x4 atoms;
+    `wgmma128x64`  codes in tiles of 128 rows x 64 k as wgmma fragments, scales as sfatom128x4, one
+                   f32 row scale per (padded) output row.
     """
 
     block: int = 16
@@ -108,7 +124,7 @@ class Nvfp4:
     shards: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.layout not in (LINEAR, P16, SFATOM):
+        if self.layout not in (LINEAR, P16, SFATOM, WGMMA):
             raise IRError(f"nvfp4: unknown layout {self.layout!r}")
 
     def __str__(self) -> str:
@@ -131,9 +147,13 @@ class Nvfp4:
             codes = Part("", "u8", (panels, blocks, SUPER_BLOCK_BYTES))
             return codes, Part("gs", "f32", (panels * PANEL_ROWS,))
         codes = Part("", "u8", (n, k // 2))
+        tiles = (ceil_div(n, TILE_ROWS), ceil_div(k, TILE_K))
+        if self.layout == WGMMA:
+            rows = Part("gs", "f32", (tiles[0] * TILE_ROWS,))
+            codes = Part("", "u8", (*tiles, TILE_ROWS * TILE_K // 2))
+            return codes, Part("sf", "f8e4m3", (*tiles, 512)), rows
         if self.layout == SFATOM:
-            atoms = (ceil_div(n, 128), ceil_div(k // self.block, 4), 512)
-            return codes, Part("sf", "f8e4m3", atoms), scales
+            return codes, Part("sf", "f8e4m3", (*tiles, 512)), scales
         return codes, Part("sf", "f8e4m3", (n, k // self.block)), scales
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..ir.errors import IRError, ModelError
 from ..ir.graph import Graph, Op
 from ..ir.rewrite import Answer, LogEntry, Rewrite, Rule, View, apply_rules
-from ..ir.types import Gguf, Nvfp4
+from ..ir.types import Nvfp4
 from .context import W4A4, Context, Outcome
 
 
@@ -26,16 +26,6 @@ def _promote(op: Op, view: View) -> Answer:
         return why
     packed, value = view.make("pack_nvfp4", *op.args, hint="q", loc=op.loc)
     return Rewrite(f"{value.type}", (packed,), {op.out: value}, (op,))
-
-
-def _repack(op: Op, view: View) -> Answer:
-    """GGUF's NVFP4 blocks hold the same codes and scales in another order."""
-    if op.args[0].type.enc != Gguf("nvfp4"):
-        return None
-    if why := _other_readers(op, view):
-        return why
-    repacked, value = view.make("repack_gguf", *op.args, hint="q", loc=op.loc)
-    return Rewrite(f"{value.type}, byte-exact", (repacked,), {op.out: value}, (op,))
 
 
 def _fp8(op: Op, view: View) -> Answer:
@@ -82,7 +72,6 @@ def _is_pending(op: Op, view: View) -> Answer:
 def run(graph: Graph, context: Context) -> Outcome:
     rules = [
         Rule("promote nvfp4", ("dequantize",), _promote),
-        Rule("repack gguf nvfp4", ("dequantize",), _repack),
     ]
     if context.keeps_w4a4:
         rules.append(Rule("quantise activations", ("linear",), _is_pending))

@@ -42,8 +42,8 @@ def _import_tvm_ffi() -> Any:
 def load_native(library: Path, digest: str) -> Native:
     """Loads the library whose SHA-256 is `digest`. Raises TargetError when the system cannot.
 
-    It is opened by a name of its own content: the dynamic linker takes a path it has seen before for
-    the library it loaded then, also when the artifact there was compiled anew since.
+    It is opened by a name of its own content: the dynamic linker takes a path it has seen before
+    for the library it loaded then, also when the artifact there was compiled anew since.
     """
     try:
         tvm_ffi = _import_tvm_ffi()

@@ -1,4 +1,7 @@
-"""Docs are true: tables equal the code, examples parse, paths exist. `--update-golden` renews tables."""
+"""Docs are true: tables equal the code, examples parse, paths exist.
+
+`--update-golden` renews the tables.
+"""
 
 from __future__ import annotations
 

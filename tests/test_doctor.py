@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte import doctor
+from halfbyte.codegen.isa import ISAS
 from halfbyte.doctor import Gpu, Tool
 
 AVX2_FLAGS = "fpu sse2 fma f16c avx avx2 bmi2"
@@ -45,6 +46,10 @@ def test_variant_follows_from_the_flags(
     cpu = doctor.read_cpu(cpuinfo)
     assert (cpu.model, cpu.isa, list(cpu.lacks)) == ("Some CPU @ 2:1", isa, lacking)
     assert cpu.cores >= 1
+
+
+def test_feature_table_is_codegens() -> None:
+    assert {isa.name: isa.features for isa in ISAS} == doctor.ISA_FEATURES
 
 
 def test_a_machine_without_cpuinfo_runs_scalar(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ FILE_LINES = 450
 FUNCTION_LINES = 80
 FUNCTION_P95 = 40
 TEST_DATA_BYTES = 6_000_000
-READS_ENVIRONMENT = {"halfbyte/cli.py", "halfbyte/driver.py"}
+READS_ENVIRONMENT = ("halfbyte/cli.py", "halfbyte/environment.py")
 
 # Marks of the place where this was written. Split, so that this file does not hold them itself.
 PRIVATE_MARKS = ("/wo" + "rk/", "/ho" + "me/", "/ro" + "ot/", "/opt/wh" + "eels", "/opt/py" + "pi")

@@ -58,7 +58,10 @@ def test_text_of_a_decoder_is_stable_and_verifies() -> None:
     ("text", "why"),
     [
         ("", "expected `graph"),
-        ("graph @g() {\n  %a = add(%b, %b) : tensor<2, f32>\n  return %a\n}", "before it is defined"),
+        (
+            "graph @g() {\n  %a = add(%b, %b) : tensor<2, f32>\n  return %a\n}",
+            "before it is defined",
+        ),
         ("graph @g(%a: tensor<2, f32>) {\n  %a = add(%a, %a) : tensor<2, f32>\n}", "twice"),
         ("graph @g(%a: tensor<2, f99>) {\n  return %a\n}", "unknown dtype"),
         ("graph @g(%a: tensor<2, f32>) {\n  return %z\n}", "not defined"),
@@ -112,7 +115,7 @@ def test_placed_parts_are_aligned_and_do_not_overlap() -> None:
     assert type_.placed_nbytes >= type_.nbytes
 
 
-# --- rewriting -------------------------------------------------------------------------------------
+# --- rewriting -----------------------------------------------------------------------------------
 
 
 def _double_is_an_op(op: Op, view: View) -> Answer:
@@ -153,7 +156,7 @@ def test_ordered_puts_definitions_first_and_keeps_order_otherwise() -> None:
     verify(graph.with_ops(shuffled))
 
 
-# --- interpreter -----------------------------------------------------------------------------------
+# --- interpreter ---------------------------------------------------------------------------------
 
 
 def test_steps_with_a_cache_equal_one_long_step() -> None:
@@ -170,7 +173,7 @@ def test_steps_with_a_cache_equal_one_long_step() -> None:
             "rows": np.arange(stop - start, dtype=np.int32),
         }
         pieces.append(np.asarray(interp.run(d.graph, step, d.data.__getitem__, state)[0]))
-    assert np.allclose(np.concatenate(pieces), expected, atol=1e-6)
+    assert np.abs(np.concatenate(pieces) - np.asarray(expected)).max() < 1e-6
 
 
 def test_a_full_cache_is_an_error() -> None:

@@ -87,7 +87,6 @@ def test_weight_quantiser_reproduces_modelopts_bytes(shared: Path) -> None:
     )
 
 
-
 @st.composite
 def weights(draw: st.DrawFn) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     n, blocks = draw(st.integers(1, 70)), draw(st.integers(1, 9))
@@ -125,9 +124,7 @@ def test_p16_places_every_code_where_the_layout_says() -> None:
             assert np.float32(value) == np.float32(scales[row, block])
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1), (128, 4), (576, 36), (192, 36), (300, 7), (1536, 36)]
-)
+@pytest.mark.parametrize("shape", [(1, 1), (128, 4), (576, 36), (192, 36), (300, 7), (1536, 36)])
 def test_sfatom_offsets_are_cutlass(shape: tuple[int, int]) -> None:
     m, groups = shape
     rng = np.random.default_rng(1)
@@ -142,20 +139,6 @@ def test_sfatom_offsets_are_cutlass(shape: tuple[int, int]) -> None:
     assert not flat[rest].any(), "padding must be zero"
     back = layouts.scales_from_sfatom(layouts.scales_to_sfatom(scales), m, groups)
     assert np.array_equal(back.view(np.uint8), scales.view(np.uint8))
-
-
-def test_gguf_nvfp4_blocks_repack_exactly() -> None:
-    """Against the gguf package's own dequantiser."""
-    import gguf
-
-    rng = np.random.default_rng(5)
-    blocks = rng.integers(0, 256, (7, 3 * 36), np.uint8)
-    view = blocks.reshape(7, 3, 36)
-    view[..., :4] = rng.integers(0, 127, view[..., :4].shape)
-    expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType.NVFP4).reshape(7, -1)
-    packed, scales = layouts.nvfp4_from_gguf(blocks)
-    ours = numerics.dequantize_nvfp4(packed, scales, np.ones(7, np.float32))
-    assert np.array_equal(ours.astype(np.float32), expected)
 
 
 def test_dense_panels_invert() -> None:

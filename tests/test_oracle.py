@@ -1,7 +1,7 @@
 """The oracle itself: the interpreter against logits computed by the producers' own code.
 
-W4A16 references hold the checkpoint's dequantised weights in a float32 transformers model; W4A4 ones
-quantise activations as well. See shared/models/MANIFEST.md.
+W4A16 references hold the checkpoint's dequantised weights in a float32 transformers model; W4A4
+ones quantise activations as well. See shared/models/MANIFEST.md.
 """
 
 from __future__ import annotations

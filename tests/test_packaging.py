@@ -89,7 +89,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     """A small random model, compiled here for the other venv to load."""
-    pytest.importorskip("halfbyte.driver")
     folder = tmp_path_factory.mktemp("model")
     script = root / "benchmarks" / "make_checkpoint.py"
     _call(sys.executable, script, "tiny", folder / "tiny", cwd=folder)

@@ -111,13 +111,11 @@ def test_w4a4_asked_of_a_weight_only_checkpoint_is_an_error() -> None:
 def test_quantising_says_what_and_why_not() -> None:
     d = decoder()
     logs: list[str] = []
-    pipeline.run(
-        d.graph, context(d, quantize="nvfp4"), hook=lambda r: logs.extend(map(str, r.log))
-    )
+    pipeline.run(d.graph, context(d, quantize="nvfp4"), hook=lambda r: logs.extend(map(str, r.log)))
     assert any("lm_head" in s and "embedding table (tied): stays dense" in s for s in logs)
 
 
-# --- phase 35 ---------------------------------------------------------------------------------------
+# --- phase 35 ------------------------------------------------------------------------------------
 
 
 def test_no_kernel_is_an_error_with_every_refusal() -> None:
@@ -148,7 +146,7 @@ def test_every_refusal_has_a_reason() -> None:
     assert choices and all(r.reason for c in choices for r in c.refused)
 
 
-# --- phase 40 ---------------------------------------------------------------------------------------
+# --- phase 40 ------------------------------------------------------------------------------------
 
 
 def test_the_brute_force_check_sees_an_overlap() -> None:
@@ -173,7 +171,7 @@ def test_the_arena_reuses_memory() -> None:
     )
 
 
-# --- the loop ---------------------------------------------------------------------------------------
+# --- the loop ------------------------------------------------------------------------------------
 
 
 def test_phase_ids_ascend_and_say_why() -> None:
@@ -184,9 +182,7 @@ def test_phase_ids_ascend_and_say_why() -> None:
 def test_resuming_from_any_phases_text_gives_the_same_result() -> None:
     d = decoder(w4a4=True)
     texts: dict[str, str] = {}
-    final = to_text(
-        pipeline.run(d.graph, context(d), hook=lambda r: texts.update({r.id: r.after}))
-    )
+    final = to_text(pipeline.run(d.graph, context(d), hook=lambda r: texts.update({r.id: r.after})))
     for id_, text in texts.items():
         resumed = pipeline.run(from_text(text), context(d), pipeline.after(id_))
         assert to_text(resumed) == final, id_
@@ -213,13 +209,17 @@ def replace_type(op: Op) -> Value:
     return Value("wrong", op.out.type.with_shape("R", 1))
 
 
-# --- goldens ----------------------------------------------------------------------------------------
+# --- goldens -------------------------------------------------------------------------------------
 
 MARK = "// ---- after "
 
 
 def _cases() -> list[Path]:
     return sorted(CASES.glob("*/*.ir"))
+
+
+def _no_data(name: str) -> interp.Data:
+    raise AssertionError(f"a case has no data, and {name} was asked for")
 
 
 @pytest.mark.parametrize("path", _cases(), ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -230,9 +230,7 @@ def test_case(path: Path, update_golden: bool) -> None:
     [phase] = [p for p in pipeline.PHASES if p.id == phase_id]
     recipe = "w4a4" if "w4a4" in path.stem else "auto"
     quantize = "nvfp4" if phase_id.startswith("15") else None
-    scales: dict[str, Array] = {}
-    ctx = context(None, recipe=recipe, quantize=quantize)
-    ctx = replace(ctx, weights=lambda name: scales.get(name, np.float32(0.5)))
+    ctx = replace(context(None, recipe=recipe, quantize=quantize), weights=_no_data)
     result = to_text(pipeline.run(from_text(source), ctx, [phase]))
     if update_golden:
         path.write_text(f"{source}{MARK}{phase_id}\n{result}")

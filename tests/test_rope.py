@@ -41,7 +41,10 @@ def test_llama3_keeps_short_waves_and_stretches_long_ones() -> None:
     found, scale = table("llama3", low_freq_factor=low, high_freq_factor=high, factor=factor,
                          original_max_position_embeddings=original)  # fmt: skip
     np.testing.assert_allclose(found, expected, rtol=1e-7)
-    assert scale == 1.0 and len({round(float(e / p), 3) for e, p in zip(found, PLAIN)}) > 2
+    assert (
+        scale == 1.0
+        and len({round(float(e / p), 3) for e, p in zip(found, PLAIN, strict=True)}) > 2
+    )
 
 
 @pytest.mark.parametrize(

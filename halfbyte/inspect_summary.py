@@ -1,0 +1,129 @@
+"""`inspect` without a flag: one screen about an artifact."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+from .inspect_format import count, size, table, wrapped
+from .inspect_source import Source
+from .runtime.manifest import Manifest, ModelFacts, SelfTest
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The facts of an artifact that fit one screen. Sizes in bytes."""
+
+    path: str
+    producer: str
+    created: str
+    model: ModelFacts
+    bytes: int
+    weights: dict[str, int]
+    targets: dict[str, tuple[str, ...]]
+    buckets: tuple[int, ...]
+    launches: int
+    kernels: dict[str, dict[str, int]]
+    fallbacks: int
+    phases: tuple[str, ...]
+    changed: tuple[str, ...]
+    compile_ms: float
+    selftests: int
+    worst: SelfTest | None
+    arena_per_token: int
+    workspace: int
+    state: int
+    generation: dict[str, object]
+
+
+def summary(source: Source) -> Summary:
+    """The manifest, summed up."""
+    m = source.manifest
+    weights: Counter[str] = Counter()
+    for weight in m.weights:
+        weights[weight.type.partition(", ")[2].removesuffix(">") or weight.type] += weight.bytes
+    return Summary(
+        path=str(source.artifact.folder),
+        producer=m.producer,
+        created=m.created,
+        model=m.model,
+        bytes=sum(part.bytes for part in m.parts.values()),
+        weights=dict(weights.most_common()),
+        targets={name: t.isas for name, t in m.targets.items()},
+        buckets=m.buckets,
+        launches=sum(c.bucket == m.buckets[0] for c in m.kernels),
+        kernels=_kernels(m),
+        fallbacks=len({(c.loc, c.op) for c in m.kernels if c.fallback}),
+        phases=tuple(p.id for p in m.phases) or source.phases,
+        changed=tuple(p.id for p in m.phases if p.changed),
+        compile_ms=sum(p.ms for p in m.phases),
+        selftests=len(m.selftest),
+        worst=max(m.selftest, key=share, default=None),
+        arena_per_token=m.arena.per_token,
+        workspace=m.arena.workspace,
+        state=m.arena.state,
+        generation=dict(m.generation),
+    )
+
+
+def share(test: SelfTest) -> float:
+    """The part of its tolerance that a self-test used up."""
+    return test.max_abs / test.tolerance if test.tolerance else 0.0
+
+
+def _kernels(m: Manifest) -> dict[str, dict[str, int]]:
+    """Launches by kernel, in the smallest bucket (decode) and in the largest (prefill)."""
+    found: dict[str, dict[str, int]] = {}
+    for name, bucket in (("decode", m.buckets[0]), ("prefill", m.buckets[-1])):
+        found[name] = dict(Counter(c.kernel for c in m.kernels if c.bucket == bucket).most_common())
+    return found
+
+
+def summary_text(s: Summary) -> list[str]:
+    """One fact a line, the longest wrapped."""
+    m = s.model
+    kind = f", {m.recipe.upper()}" if m.recipe else ""
+    worst = (
+        f"; the nearest to its tolerance is {s.worst.kernel} at {share(s.worst):.0%} of it"
+        if s.worst else ""
+    )  # fmt: skip
+    rows = [
+        ("model", f"{m.name}: {m.family}, {_millions(m.parameters)} parameters{kind}"),
+        ("vocabulary", f"{m.vocab:,} tokens, context {m.context:,}"),
+        ("made from", ", ".join(f"{name} ({h[:12]})" for name, h in m.sources.items()) or "?"),
+        ("made by", f"{s.producer}, {s.created}"),
+        ("target", "; ".join(f"{name} ({', '.join(i)})" for name, i in s.targets.items())),
+        ("artifact", f"{s.path}, {size(s.bytes)}"),
+        ("weights", ", ".join(f"{name} {size(n)}" for name, n in s.weights.items())),
+        ("memory", f"arena {size(s.arena_per_token)} a token, workspace {size(s.workspace)}, "
+                   f"KV cache {size(s.state)}"),
+        ("buckets", f"{', '.join(map(str, s.buckets))} tokens; {s.launches} launches a step"),
+        *((name, _counted(kernels)) for name, kernels in s.kernels.items()),
+        ("fallbacks", str(s.fallbacks)),
+        ("phases", f"{len(s.phases)}, {len(s.changed)} of them changed the graph; "
+                   f"{s.compile_ms / 1e3:.1f} s"),
+        ("self-test", f"{count(s.selftests, 'case')} against the interpreter{worst}"),
+        ("generation", json.dumps(s.generation) if s.generation else "no defaults given"),
+    ]  # fmt: skip
+    lines = [line for name, text in rows for line in wrapped(text or "-", f"{name:11} ")]
+    return [*lines, "", *_next(s.path)]
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:,.1f} M" if n >= 1e6 else f"{n:,}"
+
+
+def _counted(kernels: dict[str, int]) -> str:
+    return ", ".join(f"{n} x {name}" for name, n in kernels.items())
+
+
+def _next(path: str) -> list[str]:
+    """What to ask next."""
+    rows = [
+        ("--layer NAME", "one module from checkpoint to kernel"),
+        ("--kernels", "which kernel runs where, and why not a faster one"),
+        ("--phases", "what the compiler did; --phase ID, --diff A B show it"),
+        ("--memory, --scales, --check", "the arena drawn; scales audited; integrity"),
+    ]
+    return ["ask on:", *table(rows, indent=2)]
