@@ -110,6 +110,12 @@ def _w4a4_gemv(op: Op, tokens: int) -> Workspace:
     return _planes(op, tokens, 24)
 
 
+def _nvfp4_gemm(op: Op, tokens: int) -> Workspace:
+    """f32 rows and a k chunk of W per thread; bf16 parts (AMX) or 56 byte lines need less."""
+    _, k = shape_of_linear(op)
+    return Workspace(4 * (tokens + 31) * ceil_to(k, 64), per_thread=65536)
+
+
 def _w4a4_gemm(op: Op, tokens: int) -> Workspace:
     """AMX's packed bf16 rows and weight chunks; the planes of the other ISAs need less."""
     _, k = shape_of_linear(op)
@@ -153,12 +159,12 @@ def _nvfp4() -> tuple[Kernel, ...]:
     rule = LinearRule("nvfp4", epilogue_scale=False)
     few = replace(rule, rows=GEMV_ROWS)
     planes = "x in 24 bits per block of 16 (three int8 planes), block sums exact, f32 across blocks"
-    split = "f32 sums; on AMX, x as the sum of two bf16 numbers"
+    split = "f32 sums; on AVX-512, x in 24 bits per block of 16; on AMX, as two bf16 numbers"
     exact = "block sums exact, f32 across blocks"
     w4a4, few_w4a4 = replace(rule, act="nvfp4"), replace(few, act="nvfp4")
     return (
         _linear("nvfp4_gemv", "nvfp4_gemv", few, planes, _nvfp4_gemv, _PLANES_24),
-        _linear("nvfp4_gemm", "nvfp4_gemm", rule, split, _panels_f32, amx_precision=_SPLIT_BF16),
+        _linear("nvfp4_gemm", "nvfp4_gemm", rule, split, _nvfp4_gemm, _PLANES_24, _SPLIT_BF16),
         _linear("nvfp4_w4a4_gemv", "nvfp4_gemv", few_w4a4, exact, _w4a4_gemv),
         _linear("nvfp4_w4a4_gemm", "nvfp4_gemm", w4a4, exact, _w4a4_gemm),
     )

@@ -8,9 +8,10 @@ import numpy as np
 
 from .errors import IRError
 from .graph import Graph, Op, Value
+from .numerics import NUMPY_DTYPES
 from .opdef import Data
 from .ops import lookup
-from .types import TensorType
+from .types import Plain, TensorType
 
 WeightSource = Callable[[str], Data]
 """The data of a checkpoint tensor by name."""
@@ -19,12 +20,21 @@ WeightSource = Callable[[str], Data]
 def evaluate(op: Op, args: list[Data]) -> tuple[Data, ...]:
     """The op's results on these operands."""
     result = lookup(op).reference(op, args)
-    return result if isinstance(result, tuple) else (result,)
+    results = result if isinstance(result, tuple) else (result,)
+    return tuple(map(_rounded, op.outs, results)) if op.outs else results
+
+
+def _rounded(value: Value, data: Data) -> Data:
+    """A result in the dtype its type says: references give f32."""
+    if isinstance(data, dict) or not isinstance(value.type.enc, Plain):
+        return data
+    return data.astype(NUMPY_DTYPES[value.type.enc.dtype], copy=False)
 
 
 def zeros(type_: TensorType) -> Data:
-    """A state as it is before the first step."""
-    return np.zeros(type_.static, np.float32)
+    """A state as it is before the first step; caches stay [heads, positions, D] in any layout."""
+    dtype = type_.enc.dtype if isinstance(type_.enc, Plain) else "f32"
+    return np.zeros(type_.static, NUMPY_DTYPES[dtype])
 
 
 def run(

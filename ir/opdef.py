@@ -10,13 +10,15 @@ import numpy as np
 from .errors import IRError
 from .graph import Op
 from .numerics import F64, Array
-from .types import Nvfp4, Plain, TensorType
+from .types import Dim, Nvfp4, Plain, TensorType
 
 Parts = dict[str, Array]
 """A compound value in numpy, by part suffix ("" codes, "sf" block scales, "gs" globals)."""
 
 Data = Array | Parts
 """A value in numpy: an array for a plain encoding, `Parts` for a compound one."""
+
+ACTIVATIONS = (Plain("f32"), Plain("bf16"))
 
 Reference = Callable[[Op, list[Data]], Data | tuple[Data, ...]]
 """Operands to result, or to a tuple of results where the op has several."""
@@ -66,6 +68,22 @@ def plain(op: Op, i: int, dtype: str | None = None) -> TensorType:
     if dtype is not None and type_.enc.dtype != dtype:
         raise IRError(f"{op.name}: operand {i} is {type_}, expected {dtype}")
     return type_
+
+
+def activation(op: Op, i: int) -> TensorType:
+    """Operand i, which must be an activation: plain f32, or bf16 on targets that keep it so."""
+    type_ = plain(op, i)
+    if type_.enc not in ACTIVATIONS:
+        raise IRError(f"{op.name}: operand {i} is {type_}, expected f32 or bf16 activations")
+    return type_
+
+
+def result(op: Op, *shape: Dim) -> TensorType:
+    """The type of an activation result: f32, or what the attribute `out` says (phase 32)."""
+    enc = Plain(op.get("out", "f32"))
+    if enc not in ACTIVATIONS:
+        raise IRError(f"{op.name}: out is {enc}, expected f32 or bf16")
+    return TensorType(shape, enc)
 
 
 def nvfp4(op: Op, i: int) -> tuple[TensorType, Nvfp4]:

@@ -8,7 +8,7 @@ from . import numerics
 from .errors import IRError
 from .graph import Op, Value
 from .numerics import F64, Array
-from .opdef import Data, OpDef, array, expect, f64, plain
+from .opdef import Data, OpDef, activation, array, expect, f64, plain, result
 from .ops_model import append_rows, infer_matmul, rope_heads, weight_matrix
 from .types import TensorType, tensor
 
@@ -34,7 +34,7 @@ def _infer_fused_linear(op: Op) -> TensorType:
     types, prologue = _roles(op), op.get("prologue", "none")
     if prologue not in PROLOGUES:
         raise IRError(f"fused_linear: prologue {prologue!r}, expected one of {PROLOGUES}")
-    x = plain(op, 0, "f32")
+    x = activation(op, 0)
     width = x.last // 2 if prologue == "silu_mul" else x.last
     out = infer_matmul(op, tensor("f32", x.count, width), types["w"])
     if (prologue == "rmsnorm") != ("gamma" in types):
@@ -42,7 +42,7 @@ def _infer_fused_linear(op: Op) -> TensorType:
     if (op.get("act", "f32") == "nvfp4") != ("input_scale" in types):
         raise IRError("fused_linear: input_scale goes with act nvfp4 and only with it")
     if "residual" in types:
-        expect(op, "residual", types["residual"], out)
+        expect(op, "shape of the residual", types["residual"].shape, out.shape)
     for vector in ("bias", "row_scale"):
         if vector in types:
             expect(op, vector, types[vector], tensor("f32", out.last))
@@ -82,14 +82,14 @@ def _fused_linear(op: Op, args: list[Data]) -> Data:
 
 def _infer_rope_append(op: Op) -> tuple[TensorType, ...]:
     heads, kv_heads, dim = op.get("heads", 0), op.get("kv_heads", 0), op.get("head_dim", 0)
-    qkv, keys = plain(op, 0, "f32"), plain(op, 1, "f32")
+    qkv, keys = activation(op, 0), plain(op, 1)
     expect(op, "width of qkv", qkv.last, (heads + 2 * kv_heads) * dim)
     expect(op, "key cache", (keys.static[0], keys.static[2]), (kv_heads, dim))
-    expect(op, "value cache", plain(op, 2, "f32"), keys)
+    expect(op, "value cache", plain(op, 2), keys)
     expect(op, "inverse frequencies", plain(op, 4, "f32").static, (dim // 2,))
     if len(op.args) not in (5, 7):
         raise IRError("rope_append: q and k gammas come together")
-    return tensor("f32", qkv.count, heads * dim), keys, keys
+    return result(op, qkv.count, heads * dim), keys, keys
 
 
 def split_qkv(op: Op, args: list[Data]) -> tuple[Array, Array, Array]:

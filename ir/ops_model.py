@@ -12,7 +12,7 @@ from . import layouts, numerics
 from .errors import IRError
 from .graph import Op
 from .numerics import F64, Array
-from .opdef import Data, OpDef, array, expect, f64, parts, plain
+from .opdef import Data, OpDef, activation, array, expect, f64, parts, plain, result
 from .types import LINEAR, P16, Dim, Nvfp4, Plain, TensorType, tensor
 
 LOGITS_ROWS = "R"
@@ -55,7 +55,7 @@ def infer_matmul(op: Op, x: TensorType, w: TensorType) -> TensorType:
     """[M, K] by [N, K] is [M, N]."""
     n, k = w.static
     expect(op, "inner extent of x", x.last, k)
-    return tensor("f32", x.count, n)
+    return result(op, x.count, n)
 
 
 def _infer_linear(op: Op) -> TensorType:
@@ -88,7 +88,7 @@ def _quantize(op: Op, args: list[Data]) -> Data:
 
 
 def _infer_quantize(op: Op) -> TensorType:
-    x = plain(op, 0, "f32")
+    x = activation(op, 0)
     plain(op, 1, "f32")
     if x.last % numerics.BLOCK:
         raise IRError(f"quantize_nvfp4: last axis {x.last} is not a multiple of 16")
@@ -105,7 +105,7 @@ def _fake_quantize(op: Op, args: list[Data]) -> Data:
 
 def _infer_embed(op: Op) -> TensorType:
     ids, table = plain(op, 0, "i32"), plain(op, 1)
-    return tensor("f32", ids.count, table.last)
+    return result(op, ids.count, table.last)
 
 
 def _embed(op: Op, args: list[Data]) -> Data:
@@ -114,9 +114,9 @@ def _embed(op: Op, args: list[Data]) -> Data:
 
 
 def _infer_rmsnorm(op: Op) -> TensorType:
-    x = plain(op, 0, "f32")
+    x = activation(op, 0)
     expect(op, "gamma", plain(op, 1, "f32").static, (x.last,))
-    return x
+    return result(op, *x.shape)
 
 
 def _rmsnorm(op: Op, args: list[Data]) -> Data:
@@ -125,10 +125,10 @@ def _rmsnorm(op: Op, args: list[Data]) -> Data:
 
 
 def _infer_head_rmsnorm(op: Op) -> TensorType:
-    x, dim = plain(op, 0, "f32"), op.get("head_dim", 0)
+    x, dim = activation(op, 0), op.get("head_dim", 0)
     expect(op, "heads * head_dim", op.get("heads", 0) * dim, x.last)
     expect(op, "gamma", plain(op, 1, "f32").static, (dim,))
-    return x
+    return result(op, *x.shape)
 
 
 def _head_rmsnorm(op: Op, args: list[Data]) -> Data:
@@ -139,9 +139,9 @@ def _head_rmsnorm(op: Op, args: list[Data]) -> Data:
 
 
 def _infer_binary(op: Op) -> TensorType:
-    a, b = plain(op, 0, "f32"), plain(op, 1, "f32")
-    expect(op, "second operand", b, a)
-    return a
+    a, b = activation(op, 0), activation(op, 1)
+    expect(op, "shape of the second operand", b.shape, a.shape)
+    return result(op, *a.shape)
 
 
 def _add(op: Op, args: list[Data]) -> Data:
@@ -153,7 +153,7 @@ def _silu_mul(op: Op, args: list[Data]) -> Data:
 
 
 def _infer_take_rows(op: Op) -> TensorType:
-    return tensor("f32", plain(op, 1, "i32").count, plain(op, 0, "f32").last)
+    return result(op, plain(op, 1, "i32").count, activation(op, 0).last)
 
 
 def _take_rows(op: Op, args: list[Data]) -> Data:
@@ -173,10 +173,10 @@ def rope_heads(x: F64, position: int, inv_freq: Array, heads: int, scale: float)
 
 
 def _infer_rope(op: Op) -> TensorType:
-    x, dim = plain(op, 0, "f32"), op.get("head_dim", 0)
+    x, dim = activation(op, 0), op.get("head_dim", 0)
     expect(op, "heads * head_dim", op.get("heads", 0) * dim, x.last)
     expect(op, "inverse frequencies", plain(op, 2, "f32").static, (dim // 2,))
-    return x
+    return result(op, *x.shape)
 
 
 def _rope(op: Op, args: list[Data]) -> Data:
@@ -186,9 +186,9 @@ def _rope(op: Op, args: list[Data]) -> Data:
 
 
 def _infer_kv_append(op: Op) -> TensorType:
-    cache = plain(op, 0, "f32")
+    cache = plain(op, 0)
     heads, _, dim = cache.static
-    expect(op, "row", plain(op, 1, "f32").last, heads * dim)
+    expect(op, "row", activation(op, 1).last, heads * dim)
     return cache
 
 
@@ -208,14 +208,14 @@ def _kv_append(op: Op, args: list[Data]) -> Data:
 
 
 def _infer_attention(op: Op) -> TensorType:
-    q, keys = plain(op, 0, "f32"), plain(op, 1, "f32")
+    q, keys = activation(op, 0), plain(op, 1)
     heads, kv_heads, dim = op.get("heads", 0), op.get("kv_heads", 0), op.get("head_dim", 0)
     expect(op, "width of q", q.last, heads * dim)
     expect(op, "key cache", (keys.static[0], keys.static[2]), (kv_heads, dim))
-    expect(op, "value cache", plain(op, 2, "f32"), keys)
+    expect(op, "value cache", plain(op, 2), keys)
     if kv_heads <= 0 or heads % kv_heads:
         raise IRError(f"attention: {heads} heads do not share {kv_heads} key heads evenly")
-    return q
+    return result(op, *q.shape)
 
 
 def _attention(op: Op, args: list[Data]) -> Data:

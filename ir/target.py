@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import TargetError
-from .types import P16
+from .types import LINEAR, P16
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,9 @@ class Target:
 
     `nvfp4_layout`, `dense_layout`: what phase 20 makes of weights. `w4a4_native`: whether 4-bit
     activations buy speed here; where they do not, recipe "auto" keeps activations exact (W4A16).
-    `buckets`: largest token counts a step is compiled for, ascending; the first is decode.
+    `activation`, `cache_layout`: dtype of activations and of the KV cache, and how the cache lies.
+    `buckets`: largest token counts a step is compiled for, ascending. Up to `sequences` each token
+    is of its own sequence (decode); above, all are one sequence's (prefill).
     """
 
     name: str
@@ -22,7 +24,10 @@ class Target:
     nvfp4_layout: str
     dense_layout: str
     w4a4_native: bool
+    activation: str
+    cache_layout: str
     buckets: tuple[int, ...]
+    sequences: int
     graph_capture: bool
 
 
@@ -33,7 +38,10 @@ TARGETS: dict[str, Target] = {
         nvfp4_layout=P16,
         dense_layout=P16,
         w4a4_native=False,
+        activation="f32",
+        cache_layout=LINEAR,
         buckets=(1, 8, 64, 512),
+        sequences=1,
         graph_capture=False,
     ),
 }

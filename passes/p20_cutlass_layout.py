@@ -51,12 +51,13 @@ def _relayout(layout_of: dict[type, str]) -> Rule:
     return Rule("relayout", tuple(READERS), apply)
 
 
+def layouts_of(context: Context) -> dict[type, str]:
+    """The layout of each kind of encoding on the target."""
+    return {Nvfp4: context.target.nvfp4_layout, Plain: context.target.dense_layout}
+
+
 def run(graph: Graph, context: Context) -> Outcome:
-    layouts: dict[type, str] = {
-        Nvfp4: context.target.nvfp4_layout,
-        Plain: context.target.dense_layout,
-    }
-    graph, log = apply_rules(graph, [_relayout(layouts)])
+    graph, log = apply_rules(graph, [_relayout(layouts_of(context))])
     return Outcome(graph, tuple(log))
 
 
@@ -66,5 +67,5 @@ def ensures(graph: Graph, context: Context) -> None:
         if op.name not in READERS:
             continue
         enc = op.args[READERS[op.name]].type.enc
-        if isinstance(enc, Nvfp4 | Plain) and enc.layout == LINEAR:
+        if isinstance(enc, Nvfp4 | Plain) and enc.layout != layouts_of(context)[type(enc)]:
             raise IRError(f"20_cutlass_layout: {op.loc} reads {enc}, not in a kernel's layout")

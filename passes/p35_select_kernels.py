@@ -13,6 +13,7 @@ from ..ir.graph import SOURCES, Graph, Op, const_values
 from ..ir.kernel import KernelDecl, Refused
 from ..ir.ops_model import LOGITS_ROWS
 from ..ir.rewrite import LogEntry
+from ..ir.target import Target
 from .context import Context, Outcome
 
 
@@ -32,16 +33,17 @@ def launched(graph: Graph) -> list[Op]:
     return [op for op in graph.ops if op.name not in SOURCES and op.out not in const]
 
 
-def rows_in(op: Op, bucket: int) -> int:
-    """Rows the op is chosen for: the bucket's tokens, or for logits the one usually wanted."""
-    return 1 if op.out.type.count == LOGITS_ROWS else bucket
+def rows_in(op: Op, bucket: int, target: Target) -> int:
+    """Rows the op is chosen for: the bucket's tokens; for logits, one for each sequence."""
+    is_logits = op.out.type.count == LOGITS_ROWS
+    return 1 if is_logits and bucket > target.sequences else bucket
 
 
 def _refusal(kernel: KernelDecl, op: Op, bucket: int, context: Context) -> str | None:
     missing = kernel.needs - context.target.features
     if missing:
         return f"needs {', '.join(sorted(missing))}, which {context.target.name} lacks"
-    if why := kernel.refuses(op, rows_in(op, bucket)):
+    if why := kernel.refuses(op, rows_in(op, bucket, context.target)):
         return why
     if kernel.fallback and kernel.name not in context.allow_fallback:
         return f"is a fallback: --allow-fallback {kernel.name} permits it"
