@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir.numerics import NUMPY_DTYPES
 from .bounded_json import Object
 from .gguf_config import hf_config, hf_name, permuted_heads
 from .gguf_header import GgufFile, Tensor
 from .gguf_tokenizer import tokenizer_files
-from .tensor_info import NUMPY, Array, TensorInfo, fault
+from .tensor_info import Array, TensorInfo, fault
 
 U8 = NDArray[np.uint8]
 Unfold = Callable[[U8], U8]
@@ -101,7 +102,7 @@ class GgufCheckpoint:
         if role.part == "codes":
             return _by_chunks(data, 2, _packed)
         if role.part == "sf":
-            return _by_chunks(data, 16, _scales).view(NUMPY["f8e4m3"])
+            return _by_chunks(data, 16, _scales).view(NUMPY_DTYPES["f8e4m3"])
         return data
 
     def permuted_heads(self, name: str) -> int:

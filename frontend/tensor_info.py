@@ -7,24 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.errors import ModelError
+from ..ir.numerics import NUMPY_DTYPES
 from ..ir.types import GGUF_BLOCKS, Encoding, Gguf, Plain, TensorType
 
 Array = NDArray[Any]
-
-NUMPY: dict[str, np.dtype[Any]] = {
-    "f64": np.dtype(np.float64), "f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16), "f8e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "f8e5m2": np.dtype(ml_dtypes.float8_e5m2), "f8e8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
-    "i64": np.dtype(np.int64), "i32": np.dtype(np.int32), "i16": np.dtype(np.int16),
-    "i8": np.dtype(np.int8), "u64": np.dtype(np.uint64), "u32": np.dtype(np.uint32),
-    "u16": np.dtype(np.uint16), "u8": np.dtype(np.uint8), "bool": np.dtype(np.bool_),
-}  # fmt: skip
-"""IR dtype name -> numpy dtype (files are little-endian, and so are the machines we run on)."""
 
 SHOWN = 160
 """Characters of a stranger's tensor name that an error message repeats."""
@@ -72,6 +62,6 @@ def view(buffer: mmap.mmap, dtype: str, shape: tuple[int, ...], offset: int) -> 
     for extent in shape:
         count *= extent
     if count == 0:
-        return np.zeros(shape, NUMPY[dtype])
-    found = np.frombuffer(buffer, NUMPY[dtype], count, offset).reshape(shape)
+        return np.zeros(shape, NUMPY_DTYPES[dtype])
+    found = np.frombuffer(buffer, NUMPY_DTYPES[dtype], count, offset).reshape(shape)
     return found if found.flags.aligned else found.copy()

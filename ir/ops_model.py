@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import layouts, numerics
+from . import layouts, layouts_cuda, numerics
 from .errors import IRError
 from .graph import Op
 from .numerics import F64, Array
 from .opdef import Data, OpDef, activation, array, expect, f64, parts, plain, result
-from .types import LINEAR, P16, Dim, Nvfp4, Plain, TensorType, tensor
+from .types import LINEAR, P16, WGMMA, Dim, Nvfp4, Plain, TensorType, tensor
 
 LOGITS_ROWS = "R"
 
@@ -33,6 +33,10 @@ def weight_matrix(type_: TensorType, data: Data) -> F64:
         packed, sf = layouts.nvfp4_from_p16(packed, n, k)
         return numerics.dequantize_nvfp4(packed, sf, gs[:n])
     assert sf is not None
+    if enc.layout == WGMMA:
+        tiles = packed.reshape(*packed.shape[:2], 2, -1, 16)
+        packed, sf = layouts_cuda.nvfp4_from_wgmma(tiles, sf, n, k)
+        return numerics.dequantize_nvfp4(packed, sf, gs[:n])
     if enc.layout != LINEAR:
         sf = layouts.scales_from_sfatom(sf, n, k // enc.block)
     rows = np.repeat(gs.astype(np.float32), enc.shards or (n,))

@@ -6,13 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from . import layouts, numerics
+from . import layouts, layouts_cuda, numerics
 from .errors import IRError
 from .gguf_blocks import dequantize_gguf
 from .graph import Op
 from .numerics import NUMPY_DTYPES, Array
 from .opdef import Data, OpDef, array, expect, nvfp4, parts, plain
-from .types import LINEAR, P16, SFATOM, Gguf, Nvfp4, Plain, TensorType, tensor
+from .types import (
+    LINEAR,
+    P16,
+    PANEL_ROWS,
+    SFATOM,
+    TILE_ROWS,
+    WGMMA,
+    Gguf,
+    Nvfp4,
+    Plain,
+    TensorType,
+    tensor,
+)  # fmt: skip
 
 
 def _source(op: Op) -> TensorType:
@@ -100,8 +112,8 @@ def _infer_relayout(op: Op) -> TensorType:
     enc = type_.enc
     if isinstance(enc, Plain) and enc.layout == LINEAR and layout == P16:
         return type_.with_enc(Plain(enc.dtype, P16))
-    if isinstance(enc, Nvfp4) and enc.layout == LINEAR and layout in (P16, SFATOM):
-        return type_.with_enc(Nvfp4(enc.block, layout, () if layout == P16 else enc.shards))
+    if isinstance(enc, Nvfp4) and enc.layout == LINEAR and layout in (P16, SFATOM, WGMMA):
+        return type_.with_enc(Nvfp4(enc.block, layout, enc.shards if layout == SFATOM else ()))
     raise IRError(f"relayout: no way from {type_} to layout {layout!r}")
 
 
@@ -119,8 +131,12 @@ def _relayout(op: Op, args: list[Data]) -> Data:
     if op.get("layout", "") == SFATOM:
         return {**data, "sf": layouts.scales_to_sfatom(data["sf"])}
     rows = row_scales(enc, type_.static[0], data["gs"])
+    if op.get("layout", "") == WGMMA:
+        codes, atoms = layouts_cuda.nvfp4_to_wgmma(data[""], data["sf"])
+        tiles = codes.reshape(*codes.shape[:2], -1)
+        return {"": tiles, "sf": atoms, "gs": layouts.pad_to(rows, TILE_ROWS)}
     codes = layouts.nvfp4_to_p16(data[""], data["sf"])
-    return {"": codes, "gs": layouts.pad_to(rows, 16)}
+    return {"": codes, "gs": layouts.pad_to(rows, PANEL_ROWS)}
 
 
 # --- plain weights -------------------------------------------------------------------------------
@@ -208,7 +224,7 @@ OPS: dict[str, OpDef] = {
     "quantize_weight": OpDef("f32 weights to nvfp4", 1, 1, _infer_quantize_weight,
                              _quantize_weight),
     "relayout": OpDef("the same weights in a kernel's layout, a byte permutation", 1, 1,
-                      _infer_relayout, _relayout, attrs={"layout": "p16 or sfatom128x4"}),
+                      _infer_relayout, _relayout, attrs={"layout": "of a kernel"}),
     "concat": OpDef("output rows of several weights, each keeping its global scale", 2, 64,
                     _infer_concat, _concat),
     "cast": OpDef("another dtype, rounded to nearest even", 1, 1, _infer_cast, _cast,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import TargetError
-from .types import LINEAR, P16
+from .types import LINEAR, P16, PAGED, WGMMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,18 @@ TARGETS: dict[str, Target] = {
         buckets=(1, 8, 64, 512),
         sequences=1,
         graph_capture=False,
+    ),
+    "sm_90a": Target(
+        name="sm_90a",
+        features=frozenset({"cuda", "mma_bf16", "wgmma", "tma"}),
+        nvfp4_layout=WGMMA,
+        dense_layout=LINEAR,
+        w4a4_native=False,
+        activation="bf16",
+        cache_layout=PAGED,
+        buckets=(1, 2, 4, 8, 16, 32, 64, 512, 2048),
+        sequences=32,
+        graph_capture=True,
     ),
 }
 

@@ -1,0 +1,58 @@
+"""Weight layouts of the CUDA targets, as pure permutations of bits.
+
+`wgmma128x64`: what a warp needs of 16 rows x 64 k as A operand of m16n8k16 (and, four warps side
+by side, of wgmma m64nNk16) is 512 contiguous bytes, and each code's bits stand where bf16 wants
+them or a few shifts away. Kernels: codegen/templates/cuda/nvfp4_decode.cuh.jinja.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .layouts import pad_to, scales_from_sfatom, scales_to_sfatom
+from .numerics import U8, Array, pack_codes, unpack_codes
+from .types import TILE_K, TILE_ROWS
+
+# Bits of a half word that hold bits 0..3 (m, e, e, s) of the code of pair 0, 1, 2, 3.
+CODE_BITS = ((6, 7, 8, 15), (3, 4, 5, 12), (0, 1, 2, 13), (9, 10, 11, 14))
+
+# Axes of a code's place: a tile's 128 rows are [half][warp][g][odd row] and its 64 k are
+# [k16 step][upper eight][t][odd k]; pair = 2 * (upper eight) + (odd row); half word = odd k.
+_ROWS, _COLUMNS = (2, 4, 8, 2), (4, 2, 4, 2)
+_TO_WORDS = (0, 5, 1, 2, 3, 8, 6, 7, 4, 9)
+_FROM_WORDS = tuple(int(i) for i in np.argsort(_TO_WORDS))
+
+
+def nvfp4_to_wgmma(packed: U8, block_scale: Array) -> tuple[U8, Array]:
+    """Codes [N, K/2] and e4m3 scales [N, K/16] to `wgmma128x64` codes and SfAtom scales.
+
+    Codes: u8 [N/128, K/64, 2, 128, 16], 16 bytes = 4 little-endian words for each half tile of 64
+    rows and thread (32 * warp + 4 * g + t) of a warpgroup. Word w holds columns 16w + 2t + {0, 1}
+    (low, high half word) of rows 16 * warp + 2g (pair 0) and + 1 (pair 1), and 8 columns further
+    on (pairs 2, 3), bits by CODE_BITS. Scales: e4m3 [N/128, K/64, 512]. Padding is zero.
+    """
+    codes = pad_to(unpack_codes(packed), TILE_ROWS, TILE_K)
+    tiles, steps = codes.shape[0] // TILE_ROWS, codes.shape[1] // TILE_K
+    placed = codes.reshape(tiles, *_ROWS, steps, *_COLUMNS).transpose(_TO_WORDS)
+    # now [tile, step, half, warp, g, t, k16 step, upper eight, odd row, odd k]
+    pairs = placed.reshape(tiles, steps, 2, TILE_ROWS, 4, 4, 2)
+    halves = np.zeros((*pairs.shape[:-2], 2), np.uint16)
+    for pair, places in enumerate(CODE_BITS):
+        for bit, place in enumerate(places):
+            halves |= (pairs[..., pair, :].astype(np.uint16) >> bit & 1) << place
+    words = halves.astype("<u2").view(np.uint8).reshape(tiles, steps, 2, TILE_ROWS, 16)
+    return words, scales_to_sfatom(block_scale)
+
+
+def nvfp4_from_wgmma(codes: U8, atoms: Array, n: int, k: int) -> tuple[U8, Array]:
+    """The inverse: packed codes [n, k/2] and e4m3 scales [n, k/16]."""
+    tiles, steps = codes.shape[:2]
+    halves: NDArray[np.uint16] = codes.view("<u2").reshape(tiles, steps, 2, TILE_ROWS, 4, 2)
+    pairs = np.zeros((*halves.shape[:-1], 4, 2), np.uint8)
+    for pair, places in enumerate(CODE_BITS):
+        for bit, place in enumerate(places):
+            pairs[..., pair, :] |= ((halves >> place & 1) << bit).astype(np.uint8)
+    placed = pairs.reshape(tiles, steps, 2, 4, 8, 4, 4, 2, 2, 2).transpose(_FROM_WORDS)
+    rows = placed.reshape(tiles * TILE_ROWS, steps * TILE_K)[:n, :k]
+    return pack_codes(rows), scales_from_sfatom(atoms, n, k // 16)
