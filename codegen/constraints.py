@@ -32,6 +32,7 @@ class LinearRule:
 
     `rows` is the largest token count of a bucket it takes, None for any. `epilogue_scale`: it can
     multiply by a row_scale operand (a dense kernel can; an NVFP4 one spends it on global scales).
+    `x`: the dtype it reads where it does not norm its input itself (what it norms is f32).
     """
 
     weight: str
@@ -40,6 +41,8 @@ class LinearRule:
     rows: int | None = None
     epilogue_scale: bool = True
     max_shards: int | None = None
+    x: str = "f32"
+    k_multiple: int = 1
 
     def __call__(self, op: Op, tokens: int) -> str | None:
         encoding, layout = weight_encoding(op.args[1].type)
@@ -51,8 +54,9 @@ class LinearRule:
 
     def _refuse_activation(self, op: Op) -> str | None:
         x = op.args[0].type
-        if x.enc != Plain("f32"):
-            return f"x is {x.enc} in memory, kernel reads f32"
+        wanted = "f32" if op.get("prologue", "none") == "rmsnorm" else self.x
+        if x.enc != Plain(wanted):
+            return f"x is {x.enc} in memory, kernel reads {wanted}"
         if activation_encoding(op) != self.act:
             return f"activation is {activation_encoding(op)}, kernel sums {self.act}"
         if not self.epilogue_scale and role(op, "row_scale") is not None:
@@ -62,6 +66,8 @@ class LinearRule:
     def _refuse_rows(self, op: Op, tokens: int) -> str | None:
         if self.rows is not None and tokens > self.rows:
             return f"M = 1..{self.rows} only, bucket has {tokens}"
+        if op.args[1].type.last % self.k_multiple:
+            return f"K is {op.args[1].type.last}, kernel takes multiples of {self.k_multiple}"
         enc = op.args[1].type.enc
         shards = len(enc.shards) if isinstance(enc, Nvfp4) else 0
         if self.max_shards is not None and shards > self.max_shards:
@@ -71,23 +77,32 @@ class LinearRule:
 
 @dataclass(frozen=True, slots=True)
 class EmbedRule:
-    """An embedding: the table's dtype, in the dense p16 layout it shares with a tied head."""
+    """An embedding: the table's dtype, in the dense layout it shares with a tied head."""
 
     dtype: str
+    layout: str = "p16"
 
     def __call__(self, op: Op, tokens: int) -> str | None:
         encoding, layout = weight_encoding(op.args[1].type)
         if encoding != self.dtype:
             return f"table is {encoding}, kernel reads {self.dtype}"
-        return None if layout == "p16" else f"table layout is {layout}, kernel reads p16"
+        if layout != self.layout:
+            return f"table layout is {layout}, kernel reads {self.layout}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class HeadRule:
-    """A kernel over heads: head_dim must be a multiple of `multiple` and at most `largest`."""
+    """A kernel over heads: what head_dim may be, and the rows of a bucket it serves.
+
+    head_dim: a multiple of `multiple`, at most `largest`, one of `dims` where they are given.
+    """
 
     multiple: int = 1
     largest: int | None = None
+    dims: tuple[int, ...] = ()
+    least_rows: int = 1
+    most_rows: int | None = None
 
     def __call__(self, op: Op, tokens: int) -> str | None:
         dim = op.get("head_dim", 0)
@@ -95,19 +110,33 @@ class HeadRule:
             return f"head_dim is {dim}, kernel takes multiples of {self.multiple}"
         if self.largest is not None and dim > self.largest:
             return f"head_dim is {dim}, kernel takes at most {self.largest}"
+        if self.dims and dim not in self.dims:
+            return f"head_dim is {dim}, kernel takes {', '.join(map(str, self.dims))}"
+        if tokens < self.least_rows:
+            return f"M = {self.least_rows} and more only, bucket has {tokens}"
+        if self.most_rows is not None and tokens > self.most_rows:
+            return f"M = 1..{self.most_rows} only, bucket has {tokens}"
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class PlainRule:
-    """An elementwise kernel: every operand that is a row of activations or a vector is f32."""
+    """An elementwise kernel: the dtypes of the operands that are rows of activations or vectors.
+
+    Their length is a multiple of `multiple`.
+    """
 
     operands: tuple[int, ...] = (0,)
+    dtypes: tuple[str, ...] = ("f32",)
+    multiple: int = 1
 
     def __call__(self, op: Op, tokens: int) -> str | None:
         for i in self.operands:
-            if op.args[i].type.enc != Plain("f32"):
-                return f"operand {i} is {op.args[i].type.enc}, kernel reads f32"
+            type_ = op.args[i].type
+            if type_.enc not in [Plain(dtype) for dtype in self.dtypes]:
+                return f"operand {i} is {type_.enc}, kernel reads {' or '.join(self.dtypes)}"
+            if type_.last % self.multiple:
+                return f"rows have {type_.last} elements, kernel takes multiples of {self.multiple}"
         return None
 
 

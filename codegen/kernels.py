@@ -43,12 +43,11 @@ class Kernel:
     decl: KernelDecl
     family: str
     args: ArgsStruct
-    amx_precision: float | None = None
+    isa_precision: tuple[tuple[str, float], ...] = ()  # where it is not the declaration's
 
     def precision(self, isa: str) -> float:
         """How exactly it reads activations on this ISA (see KernelDecl.precision)."""
-        on_amx = isa == "amx" and self.amx_precision is not None
-        return self.amx_precision or 0.0 if on_amx else self.decl.precision
+        return dict(self.isa_precision).get(isa, self.decl.precision)
 
     @property
     def name(self) -> str:
@@ -111,19 +110,20 @@ def _w4a4_gemv(op: Op, tokens: int) -> Workspace:
 
 
 def _nvfp4_gemm(op: Op, tokens: int) -> Workspace:
-    """f32 rows and a k chunk of W per thread; bf16 parts (AMX) or 56 byte lines need less."""
+    """f32 rows, or as much for two bf16 parts (AMX), and weight chunks; words need less."""
     _, k = shape_of_linear(op)
     return Workspace(4 * (tokens + 31) * ceil_to(k, 64), per_thread=65536)
 
 
 def _w4a4_gemm(op: Op, tokens: int) -> Workspace:
-    """AMX's packed bf16 rows and weight chunks; the planes of the other ISAs need less."""
+    """AMX's packed bf16 rows and weight chunks; the integers of the other ISAs need less."""
     _, k = shape_of_linear(op)
     return Workspace(2 * (tokens + 31) * ceil_to(k, 64), per_thread=65536)
 
 
 _EXACT = 2.0**-24
 _SPLIT_BF16 = 2.0**-16  # two bf16 numbers hold 16 significant bits of x
+_WORDS = 2.0**-15  # int16 with one power-of-two scale per 16 values of x
 _PLANES_24 = 2.0**-22  # three int8 planes with one power-of-two scale per 16 values of x
 
 
@@ -134,23 +134,23 @@ def _linear(
     promise: str,
     workspace: Callable[[Op, int], Workspace],
     precision: float = _EXACT,
-    amx_precision: float | None = None,
+    isa_precision: tuple[tuple[str, float], ...] = (),
 ) -> Kernel:
     decl = KernelDecl(name, LINEAR_OPS, CPU, rule, promise, precision, workspace)
-    return Kernel(decl, family, args.LINEAR, amx_precision)
+    return Kernel(decl, family, args.LINEAR, isa_precision)
 
 
 def _dense(dtype: str) -> tuple[Kernel, ...]:
     rule, promise = LinearRule(dtype), "f32 sums"
-    on_amx = None
+    by_isa: tuple[tuple[str, float], ...] = ()
     if dtype == "bf16":
         promise += "; on AMX, x as the sum of two bf16 numbers"
-        on_amx = _SPLIT_BF16
+        by_isa = (("amx", _SPLIT_BF16),)
     few = replace(rule, rows=GEMV_ROWS)
     return (
         _linear(f"dense_gemv_{dtype}", "dense_gemv", few, "f32 sums", _rows_f32),
         _linear(
-            f"dense_gemm_{dtype}", "dense_gemm", rule, promise, _panels_f32, amx_precision=on_amx
+            f"dense_gemm_{dtype}", "dense_gemm", rule, promise, _panels_f32, isa_precision=by_isa
         ),
     )
 
@@ -159,12 +159,13 @@ def _nvfp4() -> tuple[Kernel, ...]:
     rule = LinearRule("nvfp4", epilogue_scale=False)
     few = replace(rule, rows=GEMV_ROWS)
     planes = "x in 24 bits per block of 16 (three int8 planes), block sums exact, f32 across blocks"
-    split = "f32 sums; on AVX-512, x in 24 bits per block of 16; on AMX, as two bf16 numbers"
+    split = "f32 sums; on AVX-512, x in 16 bits per block of 16; on AMX, as two bf16 numbers"
+    by_isa = (("avx512", _WORDS), ("amx", _SPLIT_BF16))
     exact = "block sums exact, f32 across blocks"
     w4a4, few_w4a4 = replace(rule, act="nvfp4"), replace(few, act="nvfp4")
     return (
         _linear("nvfp4_gemv", "nvfp4_gemv", few, planes, _nvfp4_gemv, _PLANES_24),
-        _linear("nvfp4_gemm", "nvfp4_gemm", rule, split, _nvfp4_gemm, _PLANES_24, _SPLIT_BF16),
+        _linear("nvfp4_gemm", "nvfp4_gemm", rule, split, _nvfp4_gemm, isa_precision=by_isa),
         _linear("nvfp4_w4a4_gemv", "nvfp4_gemv", few_w4a4, exact, _w4a4_gemv),
         _linear("nvfp4_w4a4_gemm", "nvfp4_gemm", w4a4, exact, _w4a4_gemm),
     )
@@ -234,8 +235,3 @@ KERNELS: tuple[Kernel, ...] = (
 )
 
 BY_NAME: dict[str, Kernel] = {kernel.name: kernel for kernel in KERNELS}
-
-
-def declarations() -> tuple[KernelDecl, ...]:
-    """The table as phase 35 reads it, in order of preference."""
-    return tuple(kernel.decl for kernel in KERNELS)
