@@ -1,6 +1,7 @@
 # make demo   set everything up and answer one question with a compiled 4-bit model
 # make test   lint, types, layer rules and tests, in an environment of their own
 # make lint   the first three of these
+# make test-gpu  the tests that need a CUDA device, by PYTHON (python3) as it is
 # make bench  decode and prefill speed of the demo's artifact
 # make clean  remove environments, models and caches of this checkout
 #
@@ -34,7 +35,7 @@ ZIG := $(if $(HAVE_CXX)$(NO_ZIG),,$(comma)zig)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-gpu lint bench clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -96,6 +97,10 @@ lint: $(VENV_TEST)/.stamp
 
 test: lint
 	$(TEST_BIN)/python -m pytest $(PYTEST)
+
+# On the machine as it is: a device is often where no package index is.
+test-gpu:
+	$(or $(PYTHON),python3) -m pytest -m gpu tests $(PYTEST)
 
 clean:
 	rm -rf $(VENV) $(VENV_TEST) .models build dist *.egg-info \

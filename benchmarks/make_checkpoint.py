@@ -58,8 +58,9 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape("llama", 2, 128, 384, 4, 2, 32, 512, tied=True, context=512),
+    "135m": Shape("llama", 30, 576, 1536, 9, 3, 64, 49152, tied=True),
     "0.87b": Shape("llama", 16, 2048, 6144, 16, 8, 128, 32000, tied=True),
-    "8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, tied=False, rope_theta=500000.0),
+    "8b": Shape("llama", 36, 4096, 12288, 32, 8, 128, 151936, tied=False, rope_theta=1e6),
     "24b": Shape("mistral", 40, 5120, 32768, 32, 8, 128, 131072, tied=False, rope_theta=1e9),
 }
 

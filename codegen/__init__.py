@@ -6,7 +6,7 @@ The driver finds a compiler, runs phase 60 (`compile_library`) and phase 70 (`wr
 from .build import Event, Options, ffi_options
 from .compiler import Compiler, find_compiler
 from .emit import Library, Request, compile_library, kernel_choice, write_artifact
-from .kernels import declarations
+from .table import declarations
 
 __all__ = [
     "Compiler",

@@ -53,12 +53,19 @@ class Prologue(IntEnum):
     SILU_MUL = 2
 
 
+class Element(IntEnum):
+    """The dtype of an operand that exists in more than one; the numbers are `hb::Element`."""
+
+    F32 = 0
+    BF16 = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
     """An address known at compile time: a space and an offset in it.
 
-    ARENA offsets count bytes per token (address = arena + offset * bucket_tokens); the other
-    spaces count bytes. The default is an absent operand.
+    ARENA offsets count bytes per token (address = arena + offset * bucket_tokens), STATE offsets of
+    paged caches bytes per page; the others count bytes. The default is an absent operand.
     """
 
     space: Space = Space.NONE
@@ -169,12 +176,13 @@ def _ints(*names: str) -> tuple[Field, ...]:
 
 _ROWS = Field("rows", "int32_t", "Count: which row count of the step this runs over")
 _EPS = Field("eps", "float")
+_OUT_TYPE = Field("out_type", "int32_t", "Element")
 _SCALE = Field("scale", "float")
-_X_STRIDE = Field("x_stride", "int64_t", "floats from one row of x to the next")
+_X_STRIDE = Field("x_stride", "int64_t", "elements from one row of x to the next")
 
 LINEAR = ArgsStruct(
     "LinearArgs",
-    "y[m,n] = sum_k P(x)[m,k] * W[n,k] (+ bias[n]) (+ residual[m,n]); W in the p16 layout.\n"
+    "y[m,n] = sum_k P(x)[m,k] * W[n,k] (+ bias[n]) (+ residual[m,n]); W in the target's layout.\n"
     "P by `prologue`: none; rmsnorm: x * rsqrt(mean(x^2) + eps) * gamma; silu_mul: the row of x\n"
     "is [gate(k) | up(k)] and P = silu(gate) * up. W4A4 kernels then quantise P by input_scale.\n"
     "out has a row stride of n floats and may be the residual itself.",
@@ -184,6 +192,22 @@ LINEAR = ArgsStruct(
         _ROWS,
         Field("prologue", "int32_t", "Prologue"),
         _EPS,
+        _OUT_TYPE,
+        _X_STRIDE,
+    ),
+)
+
+NVFP4_LINEAR = ArgsStruct(
+    "Nvfp4LinearArgs",
+    "LinearArgs over an NVFP4 weight whose block scales are a buffer of their own:\n"
+    "y[m,n] = sum_k P(x)[m,k] * W[n,k] * row_scale[n] (+ bias[n]) (+ residual[m,n]).",
+    (
+        *_refs("x", "w", "scales", "row_scale", "gamma", "bias", "residual", "out"),
+        *_ints("n", "k"),
+        _ROWS,
+        Field("prologue", "int32_t", "Prologue"),
+        _EPS,
+        _OUT_TYPE,
         _X_STRIDE,
     ),
 )
@@ -241,13 +265,24 @@ NORM = ArgsStruct(
     "NormArgs",
     "out = x * rsqrt(mean(x^2) + eps) * gamma over rows of k floats, `groups` of them per token\n"
     "(1, or the heads of a qk-norm).",
-    (*_refs("x", "gamma", "out"), *_ints("k", "groups"), _ROWS, _EPS),
+    (
+        *_refs("x", "gamma", "out"),
+        *_ints("k", "groups"),
+        _ROWS,
+        _EPS,
+        Field("x_type", "int32_t", "Element"),
+    ),
 )
 
 BINARY = ArgsStruct(
     "BinaryArgs",
     "out = a op b, rows of k floats; out may alias a or b.",
-    (*_refs("a", "b", "out"), *_ints("k"), _ROWS),
+    (
+        *_refs("a", "b", "out"),
+        *_ints("k"),
+        _ROWS,
+        *(Field(f"{name}_type", "int32_t", "Element") for name in ("a", "b", "out")),
+    ),
 )
 
 TAKE_ROWS = ArgsStruct(
@@ -270,6 +305,7 @@ KV_APPEND = ArgsStruct(
 
 ARGS: tuple[ArgsStruct, ...] = (
     LINEAR,
+    NVFP4_LINEAR,
     ROWMAJOR_LINEAR,
     EMBED,
     ROPE_APPEND,

@@ -16,18 +16,18 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from ..ir.errors import IRError, TargetError
 from . import elf
 from .cache import Store, digest, sha256_file
-from .compiler import REMEDY, Compiler
 from .render import Source
 
-NEEDED = ("libc.so", "libm.so", "libpthread.so", "libstdc++.so", "libgcc_s.so", "libtvm_ffi.so",
-          "ld-linux-x86-64.so")  # fmt: skip
+NEEDED = ("libc.so", "libm.so", "libpthread.so", "libdl.so", "librt.so", "libstdc++.so",
+          "libgcc_s.so", "libtvm_ffi.so", "ld-linux-x86-64.so")  # fmt: skip
 _STALE = 86400.0  # seconds after which a scratch directory is nobody's any more
 _POLL = 0.01  # seconds between looks at the running compilers
 
@@ -42,6 +42,31 @@ class Event:
 
 
 Progress = Callable[[Event], None]
+
+
+class Toolchain(Protocol):
+    """What compiles and links the sources of a target (compiler.py, nvcc.py).
+
+    Commands and libraries are paths of this machine; flags and `version` go into the cache keys.
+    """
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def linker(self) -> tuple[str, ...]: ...
+    @property
+    def link_flags(self) -> tuple[str, ...]: ...
+    @property
+    def link_libraries(self) -> tuple[str, ...]: ...
+    @property
+    def refused(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def remedy(self) -> str:
+        """The command that brings another one."""
+        ...
+
+    def command_of(self, unit: str) -> tuple[str, ...]: ...
+    def flags_of(self, unit: str) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +91,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The linked library in the cache (copy it, never write to it)."""
+    """The linked library in the cache (copy it, never write to it).
+
+    `words`: what the compiler said of each unit, by name; of units whose words are still cached.
+    """
 
     path: Path
     sha256: str
@@ -74,6 +102,7 @@ class Built:
     versions: tuple[str, ...]
     compiled: tuple[str, ...]
     seconds: float
+    words: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +126,7 @@ def ffi_options(cache: Path, progress: Progress | None = None) -> Options:
 
 
 def build(
-    sources: Sequence[Source], exports: Iterable[str], compiler: Compiler, options: Options
+    sources: Sequence[Source], exports: Iterable[str], compiler: Toolchain, options: Options
 ) -> Built:
     """Compile and link `sources`; check that every symbol of `exports` is there.
 
@@ -119,12 +148,20 @@ def build(
         options.tell("library", "cached")
     facts = _check(library, exports)
     seconds = time.perf_counter() - start
-    return Built(library, sha256_file(library), facts.needed, facts.versions, compiled, seconds)
+    words = {job.source.name: _words(store, job.key) for job in jobs}
+    digest_ = sha256_file(library)
+    return Built(library, digest_, facts.needed, facts.versions, compiled, seconds, words)
 
 
-def _key(source: Source, compiler: Compiler, options: Options) -> str:
+def _words(store: Store, key: str) -> str:
+    path = store.get(key, ".log")
+    return "" if path is None else path.read_text(errors="replace")
+
+
+def _key(source: Source, compiler: Toolchain, options: Options) -> str:
     outside = options.version if _uses_ffi(source) else ""
-    facts = (source.text, dict(source.headers), source.flags, compiler.compile_flags)
+    flags = compiler.flags_of(source.name)
+    facts = (source.text, dict(source.headers), source.flags, flags)
     return digest("object 1", *facts, compiler.version, outside)
 
 
@@ -145,7 +182,7 @@ def _workplace(cache: Path) -> Generator[Path]:
 
 
 def _compile_missing(
-    jobs: Sequence[_Job], store: Store, compiler: Compiler, options: Options, place: Path
+    jobs: Sequence[_Job], store: Store, compiler: Toolchain, options: Options, place: Path
 ) -> tuple[str, ...]:
     missing: dict[str, Source] = {}
     for job in jobs:
@@ -162,20 +199,28 @@ def _compile_missing(
         for key, source in waiting
     )
     for name, key, seconds in _run_all(commands, options.jobs, compiler):
+        store.put(key, ".log", (place / key / "out.log").read_bytes())
         store.put(key, ".o", (place / key / "out.o").read_bytes())
         options.tell(name, "compiled", seconds)
     return tuple(source.name for source in missing.values())
 
 
 def _compile_command(
-    source: Source, folder: Path, compiler: Compiler, options: Options
+    source: Source, folder: Path, compiler: Toolchain, options: Options
 ) -> tuple[str, ...]:
     folder.mkdir()
     for name, text in {**source.headers, source.name: source.text}.items():
         (folder / name).write_text(text)
     includes = [f"-I{path}" for path in options.includes] if _uses_ffi(source) else []
-    flags = (*compiler.compile_flags, *source.flags, *includes)
-    return (*compiler.command, *flags, "-c", source.name, "-o", str(folder / "out.o"))
+    flags = (*compiler.flags_of(source.name), *source.flags, *includes)
+    return (
+        *compiler.command_of(source.name),
+        *flags,
+        "-c",
+        source.name,
+        "-o",
+        str(folder / "out.o"),
+    )
 
 
 @dataclass(slots=True)
@@ -189,7 +234,7 @@ class _Running:
 
 
 def _run_all(
-    commands: Iterable[tuple[str, str, tuple[str, ...]]], jobs: int, compiler: Compiler
+    commands: Iterable[tuple[str, str, tuple[str, ...]]], jobs: int, compiler: Toolchain
 ) -> Iterator[tuple[str, str, float]]:
     """Run commands, at most `jobs` at once; yield (name, key, seconds) as each ends well."""
     running: list[_Running] = []
@@ -239,8 +284,8 @@ def _end(running: Iterable[_Running]) -> None:
         task.process.wait()
 
 
-def _failure(name: str, compiler: Compiler, command: Sequence[str], words: str) -> TargetError:
-    what, remedy = _diagnose(words)
+def _failure(name: str, compiler: Toolchain, command: Sequence[str], words: str) -> TargetError:
+    what, remedy = _diagnose(words, compiler.remedy)
     error = TargetError(f"{name}: {compiler} {what}; {remedy}\n{words.rstrip()}")
     error.add_note(f"command: {shlex.join(command)}")
     return error
@@ -258,22 +303,22 @@ _DIAGNOSES: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
-def _diagnose(words: str) -> tuple[str, str]:
+def _diagnose(words: str, another: str) -> tuple[str, str]:
     """What a compiler's words mean, and the one command that mends it."""
     for pattern, what, remedy in _DIAGNOSES:
         if found := re.search(pattern, words):
-            return what.format(found.group(1)), f"run `{remedy or REMEDY}`"
-    return "failed", f"run `{REMEDY}` to use another compiler; if that fails too, it is our bug"
+            return what.format(found.group(1)), f"run `{remedy or another}`"
+    return "failed", f"run `{another}` to use another compiler; if that fails too, it is our bug"
 
 
 def _link(
-    key: str, jobs: Sequence[_Job], store: Store, compiler: Compiler, options: Options, place: Path
+    key: str, jobs: Sequence[_Job], store: Store, compiler: Toolchain, options: Options, place: Path
 ) -> Path:
     objects = [str(store.path(job.key, ".o")) for job in jobs]
     out = place / "library.so"
     folders = [f"-L{library.parent}" for library in options.libraries]
     names = [f"-l:{library.name}" for library in options.libraries]
-    libraries = (*folders, *names, "-lm", "-lpthread")
+    libraries = (*folders, *names, *compiler.link_libraries)
     command = (*compiler.linker, *compiler.link_flags, *objects, *libraries, "-o", str(out))
     for name, _, seconds in _run_all([("library", key, command)], 1, compiler):
         options.tell(name, "linked", seconds)

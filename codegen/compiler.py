@@ -77,6 +77,24 @@ class Compiler:
         return (*self.baseline, *_LINK)
 
     @property
+    def remedy(self) -> str:
+        """The command that brings a compiler we know to work."""
+        return REMEDY
+
+    @property
+    def link_libraries(self) -> tuple[str, ...]:
+        """Libraries of the system that the library of a cpu needs."""
+        return "-lm", "-lpthread"
+
+    def command_of(self, unit: str) -> tuple[str, ...]:
+        """What compiles a unit of this name."""
+        return self.command
+
+    def flags_of(self, unit: str) -> tuple[str, ...]:
+        """The flags of every unit, without an ISA's own."""
+        return self.compile_flags
+
+    @property
     def isas(self) -> tuple[Isa, ...]:
         """The ISAs it can build, in rising order."""
         lacking = {name for name, _ in self.refused}

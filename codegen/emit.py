@@ -7,6 +7,7 @@ the library's kernels agree with the interpreter on the bytes just written.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from ..ir.interp import WeightSource, fold
 from ..ir.kernel import KernelDecl, Refused
 from ..ir.numerics import Array
 from ..ir.opdef import Data
+from ..ir.target import Target
 from ..runtime.artifact import (
     FORMAT,
     WEIGHTS,
@@ -27,6 +29,7 @@ from ..runtime.artifact import (
     Artifact,
     ArtifactWriter,
     KernelChoice,
+    KernelCode,
     Manifest,
     ModelFacts,
     PhaseFacts,
@@ -39,30 +42,57 @@ from ..runtime.artifact import (
     WeightsFile,
     place,
 )
-from .build import Built, Options, build
+from .build import Built, Options, Toolchain, build
 from .compiler import Compiler
 from .lower import place_of
+from .nvcc import DRIVER_MIN
 from .plan import EXPORTS, Plan, buckets_of, cpu_sources, make_plan, manifest_shape
+from .plan_cuda import SYMBOLS, arch_of, cuda_sources
+from .ptxas import resources
+from .sass import census, find_tools, matrix_instruction
 from .selftest import Session, selftest
 
-LIBRARY = "kernels-cpu.so"
-_WORKERS = 2  # weights evaluated at once, ahead of the writer; numpy works without the GIL
+# Weights evaluated at once, ahead of the writer; numpy works without the GIL. Each takes some times
+# its weight of memory, so there are never many.
+_WORKERS = max(2, min(8, os.cpu_count() or 1))
 _DTYPES = {
     "f32": "F32", "bf16": "BF16", "f16": "F16", "f8e4m3": "F8_E4M3", "f8e8m0": "F8_E8M0",
     "u8": "U8", "i8": "I8", "i32": "I32", "i64": "I64", "bool": "BOOL", "f64": "F64",
 }  # fmt: skip
 
 
+LATE_PHASES = (
+    ("60_codegen", "C++ from templates, one library, every export found"),
+    ("70_artifact", "weights in kernel layout, manifest, kernels tested against the interpreter"),
+)
+"""The phases behind those of passes/pipeline.py, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Library:
-    """Phase 60: the plan, the library built of it, and by which compiler for which ISAs."""
+    """Phase 60: the plan, the library built of it, and by which compiler for which ISAs.
 
+    `code`: what each kernel of a CUDA target takes of the device; the cpu's has nothing to say.
+    """
+
+    target: Target
     plan: Plan
     built: Built
-    compiler: Compiler
+    compiler: Toolchain
     isas: tuple[str, ...]
     sources: Mapping[str, str]
     seconds: float
+    code: tuple[KernelCode, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its file in the artifact."""
+        return f"kernels-{self.target.name}.so"
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it runs on a device of its own."""
+        return "cuda" in self.target.features
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +119,40 @@ class Request:
             self.progress(what, time.perf_counter() - start)
 
 
-def compile_library(graph: Graph, compiler: Compiler, options: Options) -> Library:
+def compile_library(graph: Graph, target: Target, compiler: Toolchain, options: Options) -> Library:
     """Phase 60. TargetError: the compiler fails. IRError: the graph is not ready for it."""
     start = time.perf_counter()
     for name, why in compiler.refused:
         options.tell(f"the {name} variants ({why})", "left out")
-    plan = make_plan(graph)
-    sources = cpu_sources(plan, compiler.isas)
-    built = build(sources, EXPORTS, compiler, options)
+    plan = make_plan(graph, target)
+    if isinstance(compiler, Compiler):
+        sources, symbols = cpu_sources(plan, compiler.isas), EXPORTS
+        isas = tuple(isa.name for isa in compiler.isas)
+    else:
+        sources, symbols, isas = cuda_sources(plan, target), SYMBOLS, (target.name,)
+    built = build(sources, symbols, compiler, options)
     texts = {unit.name: unit.text for unit in sources}
-    isas = tuple(isa.name for isa in compiler.isas)
-    return Library(plan, built, compiler, isas, texts, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Library(target, plan, built, compiler, isas, texts, seconds, kernel_code(built))
+
+
+def kernel_code(built: Built) -> tuple[KernelCode, ...]:
+    """What the assembler said of each kernel of a library, and what a census of it shows."""
+    found = [(unit, k) for unit, words in built.words.items() for k in resources(words)]
+    tools = find_tools() if found else None
+    counted = census(built.path, tools) if tools else {}
+    return tuple(
+        KernelCode(
+            unit,
+            k.name,
+            k.registers,
+            k.stack,
+            k.spill_stores + k.spill_loads,
+            k.shared,
+            matrix_instruction(counted.get(k.symbol, {})),
+        )
+        for unit, k in found
+    )
 
 
 def kernel_choice(
@@ -131,23 +184,26 @@ def write_artifact(
                 for name, part in _named_parts(value, data):
                     file.add(name, part)
         request.tell("weights", start)
-        part = writer.add_file(LIBRARY, library.built.path)
+        part = writer.add_file(library.name, library.built.path)
         for name, text in request.files.items():
             writer.add_bytes(name, text)
-        tests = _selftest(writer, library, request)
+        tests = () if library.on_device else _selftest(writer, library, request)
         phases = (*request.phases, *_own_phases(library, start))
-        target = TargetFacts(LIBRARY, part.sha256, library.isas, ("x86-64", *_glibc(library)))
+        features = ("x86-64", *_glibc(library), *_device_features(library))
+        target = TargetFacts(library.name, part.sha256, library.isas, features)
         manifest = Manifest(
             format=FORMAT,
             producer=request.producer,
             created=request.created,
             model=request.model,
-            targets={"cpu": target},
+            targets={library.target.name: target},
             parts=writer.parts,
             buckets=buckets_of(graph),
             arena=_arena(library.plan, request.threads),
             kernels=request.kernels,
             weights=weight_facts(stored, graph),
+            driver_min=DRIVER_MIN if library.on_device else None,
+            code=library.code,
             selftest=tests,
             phases=phases,
             generation=request.generation,
@@ -240,18 +296,27 @@ def _selftest(writer: ArtifactWriter, library: Library, request: Request) -> tup
     return tests
 
 
-def _own_phases(library: Library, start: float) -> tuple[PhaseFacts, PhaseFacts]:
+def _own_phases(library: Library, start: float) -> tuple[PhaseFacts, ...]:
     ops = len(library.plan.ops)
     took = (time.perf_counter() - start) * 1e3
-    return (
-        PhaseFacts("60_codegen", library.seconds * 1e3, ops, False),
-        PhaseFacts("70_artifact", took, ops, False),
+    times = (library.seconds * 1e3, took)
+    return tuple(
+        PhaseFacts(id_, ms, ops, False, why)
+        for (id_, why), ms in zip(LATE_PHASES, times, strict=True)
     )
 
 
 def _arena(plan: Plan, threads: int) -> ArenaFacts:
     workspace = plan.workspace_bytes + threads * plan.workspace_bytes_per_thread
     return ArenaFacts(plan.arena_bytes_per_token, workspace, plan.state_bytes)
+
+
+def _device_features(library: Library) -> tuple[str, ...]:
+    """The compute capability that the machine code of a CUDA target is for."""
+    if not library.on_device:
+        return ()
+    arch = arch_of(library.target)
+    return (f"compute capability {arch.major}.{arch.minor}",)
 
 
 def _glibc(library: Library) -> tuple[str, ...]:

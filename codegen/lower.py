@@ -9,9 +9,9 @@ from ..ir.errors import IRError
 from ..ir.graph import Op, Place, Value
 from ..ir.ops_fused import role
 from ..ir.ops_model import rows_of
-from ..ir.types import Nvfp4
+from ..ir.types import PAGED, Nvfp4, Plain, TensorType
 from . import args
-from .args import ArgsStruct, Count, FieldValue, Prologue, Ref, Space
+from .args import ArgsStruct, Count, Element, FieldValue, Prologue, Ref, Space
 
 Fields = dict[str, FieldValue]
 
@@ -51,7 +51,28 @@ def ref(value: Value | None, suffix: str = "") -> Ref:
         if suffix not in at:
             raise IRError(f"{value}: {value.type} has no part {suffix!r}, expected {sorted(at)}")
         offset += at[suffix]
+    if place.space == "state":
+        offset //= pages_of(value.type)
     return Ref(_SPACES[place.space], offset)
+
+
+def pages_of(cache: TensorType) -> int:
+    """Pages of a paged cache of the whole context: its plan counts bytes per page. Else 1."""
+    if isinstance(cache.enc, Plain) and cache.enc.layout == PAGED:
+        return cache.enc.parts(cache.static)[0].shape[0]
+    return 1
+
+
+def _types(**operands: Value) -> Fields:
+    """The Element of activations, where it is not f32, which is 0."""
+    found: Fields = {}
+    for name, value in operands.items():
+        enc = value.type.enc
+        if not isinstance(enc, Plain) or enc.dtype.upper() not in Element.__members__:
+            raise IRError(f"{value}: expected f32 or bf16, found {enc}")
+        if enc.dtype != "f32":
+            found[f"{name}_type"] = int(Element[enc.dtype.upper()])
+    return found
 
 
 def _rows(value: Value) -> int:
@@ -60,7 +81,7 @@ def _rows(value: Value) -> int:
 
 
 def _any_linear(op: Op) -> Fields:
-    """What LinearArgs and RowmajorLinearArgs share."""
+    """What the structs of linears share."""
     x, w = op.args[:2]
     n, k = w.type.static
     operands = {name: ref(role(op, name)) for name in ("gamma", "bias", "residual")}
@@ -84,7 +105,13 @@ def _linear(op: Op) -> Fields:
     nvfp4 = isinstance(w.type.enc, Nvfp4)
     row_scale = ref(w, "gs") if nvfp4 else ref(role(op, "row_scale"))
     optional = {"row_scale": row_scale, "input_scale": ref(role(op, "input_scale"))}
-    return fields | {name: at for name, at in optional.items() if at.space}
+    return fields | {name: at for name, at in optional.items() if at.space} | _types(out=op.out)
+
+
+def _nvfp4_linear(op: Op) -> Fields:
+    w = op.args[1]
+    parts = {"scales": ref(w, "sf"), "row_scale": ref(w, "gs")}
+    return _any_linear(op) | parts | _types(out=op.out)
 
 
 def _rowmajor_linear(op: Op) -> Fields:
@@ -142,13 +169,15 @@ def _norm(op: Op) -> Fields:
         "out": ref(op.out),
         **shape,
         "eps": op.get("eps", 1e-6),
+        **_types(x=x),
     }
 
 
 def _binary(op: Op) -> Fields:
     a, b = op.args
     shape = {"k": a.type.last, "rows": _rows(a)}
-    return {"a": ref(a), "b": ref(b), "out": ref(op.out), **shape}
+    types = _types(a=a, b=b, out=op.out)
+    return {"a": ref(a), "b": ref(b), "out": ref(op.out), **shape, **types}
 
 
 def _take_rows(op: Op) -> Fields:
@@ -169,6 +198,7 @@ def _kv_append(op: Op) -> Fields:
 
 _LOWER: dict[str, Callable[[Op], Fields]] = {
     args.LINEAR.name: _linear,
+    args.NVFP4_LINEAR.name: _nvfp4_linear,
     args.ROWMAJOR_LINEAR.name: _rowmajor_linear,
     args.EMBED.name: _embed,
     args.ROPE_APPEND.name: _rope_append,

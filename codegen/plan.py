@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from ..ir.errors import IRError
 from ..ir.graph import Graph, Op
+from ..ir.target import Target
 from ..ir.text import op_text
 from .isa import ISAS, Isa
-from .kernels import BY_NAME, FAMILIES, Kernel
-from .lower import lower
+from .kernels import FAMILIES, Kernel
+from .lower import lower, pages_of
 from .render import Source, family_sources, source
+from .table import Table, table_of
 
-RUNTIME_SOURCES = ("team.cc", "cpuid.cc", "ffi.cc", "session.cc", "exports.cc")
+RUNTIME_SOURCES = ("team.cc", "cpuid.cc", "ffi.cc", "registry.cc", "session.cc", "exports.cc")
 EXPORTS = tuple(
     f"__tvm_ffi_{name}"
     for name in (
@@ -47,16 +49,21 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The launch list of one token capacity."""
+    """The launch list of one token capacity. `prefill`: its tokens are all of one sequence."""
 
     tokens: int
     launches: tuple[Launch, ...]
+    prefill: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything plan.cc says. Sizes in bytes; `kernels` in the order of table indices."""
+    """Everything plan.cc says. Sizes in bytes; `kernels` in the order of table indices.
 
+    `pages`: of the paged caches of one whole context, each `state_bytes` / `pages`; 1 if not paged.
+    """
+
+    table: Table
     ops: tuple[Op, ...]
     arguments: tuple[Arguments, ...]
     buckets: tuple[Bucket, ...]
@@ -68,16 +75,22 @@ class Plan:
     workspace_bytes_per_thread: int
     vocab: int
     context: int
+    pages: int
+
+    @property
+    def state_bytes_per_page(self) -> int:
+        """Bytes of a page of every cache."""
+        return self.state_bytes // self.pages
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The kernel families the plan uses, in the order of the table of families."""
+        """The kernel families the plan uses, in the order of the table."""
         used = {kernel.family for kernel in self.kernels}
-        return tuple(family for family in FAMILIES if family in used)
+        return tuple(dict.fromkeys(k.family for k in self.table.kernels if k.family in used))
 
     def kernel_of(self, op: Op, bucket: int) -> Kernel:
         """The kernel of an op in the bucket of this index."""
-        return BY_NAME[op.strs("kernels")[bucket]]
+        return self.table.by_name[op.strs("kernels")[bucket]]
 
 
 def launches_of(graph: Graph) -> tuple[Op, ...]:
@@ -98,27 +111,29 @@ def buckets_of(graph: Graph) -> tuple[int, ...]:
     return tuple(int(tokens) for tokens in found)
 
 
-def make_plan(graph: Graph) -> Plan:
+def make_plan(graph: Graph, target: Target) -> Plan:
     """The plan of a graph that went through phase 50. IRError: something has no kernel or place."""
-    ops, buckets = launches_of(graph), buckets_of(graph)
-    names = sorted({name for op in ops for name in op.strs("kernels")}, key=list(BY_NAME).index)
+    ops, buckets, table = launches_of(graph), buckets_of(graph), table_of(target.name)
+    by_name = table.by_name
+    names = sorted({name for op in ops for name in op.strs("kernels")}, key=list(by_name).index)
     index = {name: i for i, name in enumerate(names)}
     arguments: dict[str, Arguments] = {}
     lists: list[Bucket] = []
     for at, tokens in enumerate(buckets):
         launches: list[Launch] = []
         for i, op in enumerate(ops):
-            kernel = BY_NAME[op.strs("kernels")[at]]
+            kernel = by_name[op.strs("kernels")[at]]
             made = _arguments(i, op, kernel)
             arguments[made.name] = made
             launches.append(Launch(index[kernel.name], made.name))
-        lists.append(Bucket(tokens, tuple(launches)))
-    shared, per_thread = _workspace(ops, buckets)
+        lists.append(Bucket(tokens, tuple(launches), tokens > target.sequences))
+    shared, per_thread = _workspace(ops, buckets, table)
     return Plan(
+        table=table,
         ops=ops,
         arguments=tuple(arguments.values()),
         buckets=tuple(lists),
-        kernels=tuple(BY_NAME[name] for name in names),
+        kernels=tuple(by_name[name] for name in names),
         weights_bytes=_extent(graph, "weights"),
         arena_bytes_per_token=_extent(graph, "arena"),
         state_bytes=_extent(graph, "state"),
@@ -126,6 +141,7 @@ def make_plan(graph: Graph) -> Plan:
         workspace_bytes_per_thread=per_thread,
         vocab=graph.outs[0].type.last,
         context=_context(graph),
+        pages=max((pages_of(op.out.type) for op in graph.ops if op.name == "state"), default=1),
     )
 
 
@@ -137,10 +153,10 @@ def _arguments(index: int, op: Op, kernel: Kernel) -> Arguments:
     return Arguments(name, struct.name, struct.initialiser(lower(op, struct)), comment)
 
 
-def _workspace(ops: Sequence[Op], buckets: Sequence[int]) -> tuple[int, int]:
+def _workspace(ops: Sequence[Op], buckets: Sequence[int], table: Table) -> tuple[int, int]:
     """Bytes that serve every launch: shared, and per thread, each rounded up to a cache line."""
     needs = [
-        BY_NAME[name].decl.workspace(op, tokens)
+        table.by_name[name].decl.workspace(op, tokens)
         for op in ops
         for name, tokens in zip(op.strs("kernels"), buckets, strict=True)
     ]

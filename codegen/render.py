@@ -18,7 +18,10 @@ from ..ir.errors import IRError
 from .args import ARGS, Count, Prologue, Space
 from .isa import ISAS, Isa
 
-TEMPLATES = Path(__file__).parent / "templates" / "cpu"
+TEMPLATES = Path(__file__).parent / "templates"
+SHARED = "shared"
+HEADERS = {"cpu": "hb.h", "cuda": "hb_cuda.h"}
+"""What kernels, executor and plan of a folder share."""
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 
 
@@ -33,10 +36,10 @@ class Source:
 
 
 @cache
-def environment() -> jinja2.Environment:
-    """The one environment all templates are rendered in."""
+def environment(folder: str = "cpu") -> jinja2.Environment:
+    """The environment of the templates of `folder`, which see the shared ones too."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader((TEMPLATES / folder, TEMPLATES / SHARED)),
         undefined=jinja2.StrictUndefined,
         autoescape=False,
         keep_trailing_newline=True,
@@ -52,21 +55,21 @@ def environment() -> jinja2.Environment:
     )
 
 
-def render(template: str, **values: object) -> str:
-    """The text of `templates/cpu/<template>.jinja`. IRError: no such template, or it fails."""
+def render(template: str, folder: str = "cpu", **values: object) -> str:
+    """The text of `templates/<folder>/<template>.jinja`. IRError: there is none, or it fails."""
     facts = {"structs": ARGS, "spaces": tuple(Space), "counts": tuple(Count)}
-    facts |= {"prologues": tuple(Prologue), "isas": ISAS}
+    facts |= {"prologues": tuple(Prologue), "isas": ISAS, "header": HEADERS[folder]}
     try:
-        return environment().get_template(f"{template}.jinja").render(facts | values)
+        return environment(folder).get_template(f"{template}.jinja").render(facts | values)
     except jinja2.TemplateNotFound as error:
-        raise IRError(f"template {error.name}: not found in {TEMPLATES}") from error
+        raise IRError(f"template {error.name}: not found in {TEMPLATES / folder}") from error
     except jinja2.TemplateError as error:
         line = getattr(error, "lineno", None)
         at = f"{template}.jinja" + (f":{line}" if line else "")
         raise IRError(f"template {at}: cannot be rendered: {error}") from error
 
 
-def source(template: str, isa: Isa | None = None, **values: object) -> Source:
+def source(template: str, isa: Isa | None = None, folder: str = "cpu", **values: object) -> Source:
     """Render `template` (for one ISA: once per ISA) and every header of ours it includes."""
     stem, _, suffix = template.rpartition(".")
     if isa is None:
@@ -75,8 +78,8 @@ def source(template: str, isa: Isa | None = None, **values: object) -> Source:
     else:
         name, flags = f"{stem}.{isa.name}.{suffix}", isa.flags
         facts = {"isa": isa, **values}
-    text = render(template, **facts)
-    return Source(name, text, _headers(text, facts), flags)
+    text = render(template, folder, **facts)
+    return Source(name, text, _headers(text, folder, facts), flags)
 
 
 def family_sources(families: Mapping[str, Iterable[Isa]]) -> list[Source]:
@@ -84,12 +87,12 @@ def family_sources(families: Mapping[str, Iterable[Isa]]) -> list[Source]:
     return [source(f"{stem}.cc", isa) for stem, isas in families.items() for isa in isas]
 
 
-def _headers(text: str, facts: Mapping[str, object]) -> dict[str, str]:
+def _headers(text: str, folder: str, facts: Mapping[str, object]) -> dict[str, str]:
     found: dict[str, str] = {}
     pending = _INCLUDE.findall(text)
     while pending:
         name = pending.pop()
         if name not in found:
-            found[name] = render(name, **facts)
+            found[name] = render(name, folder, **facts)
             pending += _INCLUDE.findall(found[name])
     return dict(sorted(found.items()))

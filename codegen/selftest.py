@@ -21,7 +21,8 @@ from ..ir.graph import Op, Value
 from ..ir.interp import evaluate
 from ..ir.numerics import NUMPY_DTYPES, Array
 from ..ir.opdef import Data, array
-from ..ir.types import P16, PANEL_ROWS, Plain, TensorType
+from ..ir.ops_model import LOGITS_ROWS
+from ..ir.types import P16, PAGED, PANEL_ROWS, Plain, TensorType
 from ..runtime.artifact import SelfTest
 from .args import Space
 from .kernels import LINEAR_OPS, Kernel
@@ -48,14 +49,20 @@ class Case:
     kernel: Kernel
 
 
-def cases(plan: Plan) -> list[Case]:
-    """One case for each distinct kernel, shape and token count the plan can meet."""
+def cases(plan: Plan, one_row: bool = False) -> list[Case]:
+    """One case for each distinct kernel, shape and token count the plan can meet.
+
+    `one_row`: a prefill step returns the logits of one token only, and launches are sized for
+    their bucket, not for its tokens.
+    """
     found: dict[tuple[object, ...], Case] = {}
     for index, op in enumerate(plan.ops):
         for at, bucket in enumerate(plan.buckets):
             kernel = plan.kernel_of(op, at)
             tokens = min(bucket.tokens, MOST_ROWS, plan.context)
-            key = (kernel.name, tokens, *_signature(op))
+            if one_row and bucket.prefill and op.out.type.count == LOGITS_ROWS:
+                tokens = 1
+            key = (kernel.name, tokens, bucket.tokens if one_row else 0, *_signature(op))
             found.setdefault(key, Case(op, index, bucket.tokens, tokens, kernel))
     return list(found.values())
 
@@ -87,11 +94,34 @@ class Session:
         """Write an array's bytes at a byte offset of a space."""
         self._module["poke"](self._handle, space, offset, _bytes(data))
 
-    def peek(self, space: int, offset: int, shape: tuple[int, ...]) -> Array:
-        """Read f32 numbers from a byte offset of a space."""
-        out = np.empty(int(np.prod(shape)) * 4, np.uint8)
+    def peek(self, space: int, offset: int, shape: tuple[int, ...], dtype: str = "f32") -> Array:
+        """Read numbers from a byte offset of a space."""
+        kind = np.dtype(NUMPY_DTYPES[dtype])
+        out = np.empty(int(np.prod(shape)) * kind.itemsize, np.uint8)
         self._module["peek"](self._handle, space, offset, out)
-        return out.view(np.float32).reshape(shape)
+        return out.view(kind).reshape(shape)
+
+    def cases(self, plan: Plan) -> list[Case]:
+        """What there is to try."""
+        return cases(plan)
+
+    def write_cache(self, value: Value, data: Array) -> None:
+        """The first positions of a cache: data [heads, positions, head_dim]."""
+        _, capacity, dim = value.type.static
+        for head in range(len(data)):
+            offset = place_of(value).offset + head * capacity * dim * 4
+            self.poke(int(Space.STATE), offset, data[head])
+
+    def read_cache(self, value: Value, rows: slice) -> Array:
+        """Positions of a cache [heads, positions, head_dim]."""
+        heads, capacity, dim = value.type.static
+        base = place_of(value).offset + rows.start * dim * 4
+        shape = rows.stop - rows.start, dim
+        read = (
+            self.peek(int(Space.STATE), base + head * capacity * dim * 4, shape)
+            for head in range(heads)
+        )
+        return np.stack(list(read))
 
     def launch(self, case: Case, rows: int, position: int) -> None:
         """Run one launch alone."""
@@ -114,7 +144,7 @@ def _bytes(data: Array) -> Bytes:
 def selftest(plan: Plan, session: Session, seed: int = 0) -> list[SelfTest]:
     """Try every case. TargetError: a kernel is further from the interpreter than its tolerance."""
     rng = np.random.default_rng(seed)
-    return [_try(case, plan, session, rng) for case in cases(plan)]
+    return [_try(case, plan, session, rng) for case in session.cases(plan)]
 
 
 def _try(case: Case, plan: Plan, session: Session, rng: np.random.Generator) -> SelfTest:
@@ -132,7 +162,7 @@ def _try(case: Case, plan: Plan, session: Session, rng: np.random.Generator) -> 
         found, want = _result(value, array(want), columns, case, position, session)
         error = np.abs(found.astype(np.float64) - want)
         error[~np.isfinite(error)] = np.inf
-        limit = np.broadcast_to(bound, error.shape)
+        limit = np.broadcast_to(bound + _stored(value) * np.abs(want), error.shape)
         at = np.unravel_index(int(np.argmax(error / np.maximum(limit, 1e-300))), error.shape)
         if float(error[at]) / max(float(limit[at]), 1e-300) > ratio:
             ratio = float(error[at]) / max(float(limit[at]), 1e-300)
@@ -145,6 +175,11 @@ def _try(case: Case, plan: Plan, session: Session, rng: np.random.Generator) -> 
             f"passes/ folder, and compile with another compiler"
         )
     return worst
+
+
+def _stored(value: Value) -> float:
+    """Relative rounding where a result is stored in 16 bits: it may fall on either side."""
+    return 2.0**-8 if value.type.enc in (Plain("bf16"), Plain("bf16", PAGED)) else 0.0
 
 
 def _position(case: Case, plan: Plan) -> int:
@@ -166,7 +201,7 @@ def _operand(
         return session.weight(value)
     if value.place.space == "state":
         return _cache(value, case, position, session, rng)
-    data = activations(case.tokens, value.type.last, rng)
+    data = activations(case.tokens, value.type.last, rng).astype(_dtype(value))
     at = ref(value)
     session.poke(int(at.space), at.offset * case.bucket, data)
     return data
@@ -200,12 +235,15 @@ def _cache(
     value: Value, case: Case, position: int, session: Session, rng: np.random.Generator
 ) -> Data:
     """Random keys or values [heads, position + tokens, head_dim]: as much as the step sees."""
-    heads, capacity, dim = value.type.static
-    data = rng.standard_normal((heads, position + case.tokens, dim)).astype(np.float32)
-    for head in range(heads):
-        offset = place_of(value).offset + head * capacity * dim * 4
-        session.poke(int(Space.STATE), offset, data[head])
+    heads, _, dim = value.type.static
+    data = rng.standard_normal((heads, position + case.tokens, dim)).astype(_dtype(value))
+    session.write_cache(value, data)
     return data
+
+
+def _dtype(value: Value) -> np.dtype[Any]:
+    assert isinstance(value.type.enc, Plain)
+    return np.dtype(NUMPY_DTYPES[value.type.enc.dtype])
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -218,22 +256,13 @@ def _result(
     place = place_of(value)
     if place.space == "state":
         rows = slice(position, position + case.tokens)
-        return _cache_rows(value, rows, session), want[:, rows]
+        return session.read_cache(value, rows), want[:, rows]
     at = ref(value)
     offset = at.offset * (case.bucket if at.space == Space.ARENA else 1)
-    found = session.peek(int(at.space), offset, (case.tokens, value.type.last))
+    assert isinstance(value.type.enc, Plain)
+    shape = case.tokens, value.type.last
+    found = session.peek(int(at.space), offset, shape, value.type.enc.dtype)
     return (found if columns is None else found[:, columns]), want
-
-
-def _cache_rows(value: Value, rows: slice, session: Session) -> Array:
-    heads, capacity, dim = value.type.static
-    base = place_of(value).offset + rows.start * dim * 4
-    count = rows.stop - rows.start
-    read = (
-        session.peek(int(Space.STATE), base + head * capacity * dim * 4, (count, dim))
-        for head in range(heads)
-    )
-    return np.stack(list(read))
 
 
 # --- only a part of a large weight --------------------------------------------------------------
@@ -244,7 +273,7 @@ def _narrow(op: Op, args: list[Data]) -> tuple[Op, list[Data], Array | None]:
 
     An embedding keeps the panels of the table that its ids name, and all its outputs.
     """
-    if op.name == "embed":
+    if op.name == "embed" and getattr(op.args[1].type.enc, "layout", "") == P16:
         return *_narrow_table(op, args), None
     if op.name not in LINEAR_OPS:
         return op, args, None

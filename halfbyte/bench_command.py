@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .ir.errors import ModelError
-from .run_command import ISAS
+from .run_command import ISAS, upload_progress
 from .runtime import Model, Sampling, load
 
 _HELP = "time prefill (pp) and decode (tg) as llama-bench does"
@@ -23,6 +23,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("-p", type=int, default=512, metavar="N", help="prompt tokens; 0: skip")
     parser.add_argument("-n", type=int, default=128, metavar="N", help="tokens to decode; 0: skip")
     parser.add_argument("-r", type=int, default=5, metavar="N", help="repetitions")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument("--isa", default="auto", choices=ISAS)
     parser.add_argument("--profile", action="store_true", help="also: time of each kernel, and the "
@@ -35,7 +36,13 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command. Raises ModelError or TargetError; returns the exit status."""
     if args.r < 1 or args.p < 0 or args.n < 0:
         raise ModelError("bench: expected -r >= 1, -p >= 0 and -n >= 0; correct the numbers")
-    with load(args.artifact, threads=args.threads, isa=args.isa) as model:
+    with load(
+        args.artifact,
+        device=args.device,
+        threads=args.threads,
+        isa=args.isa,
+        progress=upload_progress,
+    ) as model:
         rows = [_row(model, f"pp{args.p}", args.p, _prefill(model, args))] if args.p else []
         rows += [_row(model, f"tg{args.n}", args.n, _decode(model, args))] if args.n else []
         profile = _profile(model, args) if args.profile else None
@@ -61,15 +68,14 @@ def _prefill(model: Model, args: argparse.Namespace) -> list[float]:
 
 
 def _decode(model: Model, args: argparse.Namespace) -> list[float]:
-    """Seconds of decoding `-n` random tokens one by one from an empty cache, without sampling."""
+    """Seconds of decoding `-n` tokens one by one from an empty cache (see Session.decode)."""
     ids = _random_ids(model, args.n)
     model.session.require_fit(args.n)
 
     def run() -> None:
         model.session.begin()
         model.session.rewind()
-        for token in ids:
-            model.session.step(token)
+        model.session.decode(ids)
 
     return _timed(run, args.r)
 
@@ -91,7 +97,7 @@ def _row(model: Model, test: str, tokens: int, seconds: list[float]) -> dict[str
         "model": " ".join(filter(None, (facts.name, facts.recipe))),
         "size": sum(weight.bytes for weight in model.artifact.manifest.weights),
         "params": facts.parameters,
-        "backend": f"cpu {session.isa}",
+        "backend": session.backend,
         "threads": session.threads,
         "test": test,
         "tokens_per_second": statistics.mean(rates),

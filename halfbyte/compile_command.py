@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .driver import CompileReport, Options, compile_model
+from .roofline import Floor
 
 _HELP = "compile a model (SafeTensors folder or GGUF file) into an artifact"
 
@@ -92,11 +93,19 @@ def _mib(nbytes: float) -> str:
     return f"{nbytes / 2**20:,.1f} MiB"
 
 
+def _roofline(floor: Floor) -> str:
+    """What a decode step must read and, where this machine's memory is the one, the speed."""
+    reads = f"a decode step reads {_mib(floor.bytes_per_token)}"
+    if not floor.gigabytes:
+        return reads
+    speed = f"{floor.gigabytes:.1f} GB/s read here just now, at most"
+    return f"{reads}: at the {speed} {floor.tokens_per_second:.0f} tok/s"
+
+
 def summary(report: CompileReport) -> list[str]:
     """The closing summary, aligned."""
     kinds = ", ".join(f"{count} x {name}" for name, count in report.kernels.items())
     formats = ", ".join(f"{name} {_mib(n)}" for name, n in report.bytes_by_format.items())
-    floor = report.floor
     rows = [
         ("launches", f"{report.launches} per step, buckets {list(report.buckets)}"),
         ("kernels", kinds),
@@ -106,9 +115,7 @@ def summary(report: CompileReport) -> list[str]:
                    f"KV cache {_mib(report.state)} for {report.context} positions"),
         ("self-test", f"{report.selftests} kernels against the interpreter, worst "
                       f"{report.worst_selftest:.0%} of the tolerance"),
-        ("roofline", f"a decode step reads {_mib(floor.bytes_per_token)}: at the "
-                     f"{floor.gigabytes:.1f} GB/s read here just now, at most "
-                     f"{floor.tokens_per_second:.0f} tok/s"),
+        ("roofline", _roofline(report.floor)),
         ("artifact", f"{report.artifact}, {_mib(report.artifact_bytes)}, "
                      f"in {report.seconds:.1f} s"),
     ]  # fmt: skip

@@ -65,6 +65,7 @@ def report_of(
     tests = artifact.manifest.selftest if artifact else ()
     parts = artifact.manifest.parts.values() if artifact else ()
     slow = {k.name for k in context.kernels if k.fallback}
+    is_here = "cpu" in context.target.features  # a device's memory is not this machine's
     return CompileReport(
         artifact=artifact.folder if artifact else None,
         artifact_bytes=sum(p.bytes for p in parts),
@@ -81,7 +82,7 @@ def report_of(
         context=artifact.manifest.model.context if artifact else 0,
         selftests=len(tests),
         worst_selftest=max((t.max_abs / t.tolerance for t in tests if t.tolerance), default=0.0),
-        floor=Floor(_bytes_per_token(graph), _bandwidth() if artifact else 0.0),
+        floor=Floor(_bytes_per_token(graph), _bandwidth() if artifact and is_here else 0.0),
         text=to_text(graph),
     )
 

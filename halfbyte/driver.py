@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from . import __version__
-from .codegen.build import Event, ffi_options
+from .codegen.build import Event, Toolchain, ffi_options
 from .codegen.compiler import find_compiler
 from .codegen.emit import (
     Library,
@@ -25,17 +25,19 @@ from .codegen.emit import (
     kernel_choice,
     write_artifact,
 )
-from .codegen.kernels import declarations
+from .codegen.nvcc import find_cuda_compiler
+from .codegen.plan_cuda import arch_of
+from .codegen.table import declarations
 from .compile_report import CompileReport, report_of
 from .dumps import Dumps, PhaseLine
-from .environment import cache_folder, compiler_command
+from .environment import cache_folder, compiler_command, cuda_home
 from .frontend import Imported, import_model, open_checkpoint
 from .frontend.config import read_config
 from .frontend.container import Checkpoint
 from .ir.errors import IRError, ModelError
 from .ir.graph import Graph
 from .ir.rewrite import LogEntry
-from .ir.target import target
+from .ir.target import Target, target
 from .ir.text import from_text
 from .ir.types import Nvfp4
 from .passes import pipeline
@@ -115,8 +117,8 @@ def compile_model(options: Options) -> CompileReport:
     checkpoint = open_checkpoint(options.model)
     imported = import_model(checkpoint, context=_context(checkpoint, options))
     context = Context(
-        target=chosen, kernels=declarations(), weights=imported.weights, recipe=options.recipe,
-        quantize=options.quantize, allow_fallback=options.allow_fallback,
+        target=chosen, kernels=declarations(chosen.name), weights=imported.weights,
+        recipe=options.recipe, quantize=options.quantize, allow_fallback=options.allow_fallback,
     )  # fmt: skip
     text = pipeline.check(imported.graph, IMPORT)
     run.hook(Report(IMPORT, IMPORT_WHY, imported.graph, "", text, _import_log(imported)))
@@ -144,7 +146,7 @@ def _check(options: Options) -> None:
         raise ModelError(f"recipe {options.recipe!r}: unknown, expected {', '.join(RECIPES)}")
     if options.quantize not in (None, "nvfp4"):
         raise ModelError(f"quantize {options.quantize!r}: unknown, expected nvfp4")
-    names = {k.name for k in declarations() if k.fallback}
+    names = {k.name for k in declarations(options.target) if k.fallback}
     for name in sorted(options.allow_fallback - names):
         raise ModelError(f"allow_fallback {name!r}: no fallback kernel, expected {sorted(names)}")
     if options.out is None and options.compile_to is None:
@@ -183,9 +185,9 @@ def _build(
     run: _Run, graph: Graph, context: Context, imported: Imported, options: Options
 ) -> CompileReport:
     """Phases 60 and 70."""
-    cache = cache_folder()
-    compiler = find_compiler(compiler_command(), cache)
-    library = compile_library(graph, compiler, ffi_options(cache, run.built))
+    cache, chosen = cache_folder(), context.target
+    built = ffi_options(cache, run.built)
+    library = compile_library(graph, chosen, _toolchain(chosen, cache), built)
     run.tell(CODEGEN, f"{len(library.plan.kernels)} kernels for {', '.join(library.isas)}")
     run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
     if options.out is None:
@@ -195,6 +197,14 @@ def _build(
     run.tell(ARTIFACT, f"{artifact.folder}")
     seconds = time.perf_counter() - run.start
     return report_of(graph, run.dumps, context, artifact, seconds)
+
+
+def _toolchain(target: Target, cache: Path) -> Toolchain:
+    """What builds the library of a target on this machine."""
+    compiler = find_compiler(compiler_command(), cache)
+    if "cuda" not in target.features:
+        return compiler
+    return find_cuda_compiler(compiler, arch_of(target), cuda_home())
 
 
 def _request(

@@ -17,3 +17,8 @@ def cache_folder() -> Path:
 def compiler_command() -> str | None:
     """The C++ compiler the user asks for, $CXX."""
     return os.environ.get("CXX")
+
+
+def cuda_home() -> str | None:
+    """The CUDA toolkit the user asks for, $CUDA_HOME."""
+    return os.environ.get("CUDA_HOME")

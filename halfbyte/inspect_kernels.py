@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .inspect_format import layer_of, pattern_of, short, table, token_spans, with_layers, wrapped
 from .inspect_source import Source
-from .runtime.manifest import KernelChoice, Refusal
+from .runtime.manifest import KernelChoice, KernelCode, Refusal
 
 LINEARS = ("linear", "fused_linear")
 
@@ -36,12 +36,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The kernel table of an artifact. `fallbacks`: launches on a slow kernel, in any bucket."""
+    """The kernel table of an artifact. `fallbacks`: launches on a slow kernel, in any bucket.
+
+    `code`: what each compiled kernel takes of a device, where the target has one.
+    """
 
     buckets: tuple[int, ...]
     linears: tuple[Row, ...]
     others: tuple[Row, ...]
     fallbacks: int
+    code: tuple[KernelCode, ...] = ()
 
 
 def kernels(source: Source) -> Kernels:
@@ -60,6 +64,7 @@ def kernels(source: Source) -> Kernels:
         tuple(r for r in rows if r.op in LINEARS),
         tuple(r for r in rows if r.op not in LINEARS),
         len({(c.loc, c.op) for c in source.manifest.kernels if c.fallback}),
+        source.manifest.code,
     )
 
 
@@ -86,7 +91,18 @@ def kernels_text(facts: Kernels) -> list[str]:
     lines += _refusals(rows) or ["  nothing: every launch took the first kernel of its kind"]
     slow = [f"{r.where}: {c.kernel} in bucket {c.bucket}" for r in rows for c in r.choices
             if c.fallback]  # fmt: skip
-    return [*lines, "", f"fallbacks: {facts.fallbacks}", *(f"  {line}" for line in slow)]
+    lines += ["", f"fallbacks: {facts.fallbacks}", *(f"  {line}" for line in slow)]
+    return [*lines, "", *_code_table(facts.code)] if facts.code else lines
+
+
+def _code_table(code: Sequence[KernelCode]) -> list[str]:
+    """A row per compiled kernel, template by template; bytes spilled should be none."""
+    head = ("source", "compiled kernel", "registers", "spilled", "shared", "tensor cores")
+    cells = [
+        (c.unit, c.kernel, str(c.registers), str(c.spilled), str(c.shared), c.instruction or "-")
+        for c in code
+    ]
+    return table(cells, head, right=(2, 3, 4))
 
 
 def _table(rows: Sequence[Row], first: int, buckets: Sequence[int], what: str) -> list[str]:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
                         "each token, float32 [tokens, vocab], and generate nothing")  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
     _add_sampling(parser)
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument("--isa", default="auto", choices=ISAS, help="default: this machine's best")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a stream")
@@ -54,7 +55,13 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command. Raises ModelError or TargetError; returns the exit status."""
     if args.logits and args.ids is None:
         raise ModelError("--logits: needs token ids; add --ids 1,2,3")
-    with load(args.artifact, threads=args.threads, isa=args.isa) as model:
+    with load(
+        args.artifact,
+        device=args.device,
+        threads=args.threads,
+        isa=args.isa,
+        progress=upload_progress,
+    ) as model:
         if args.interactive:
             return _interact(model, args)
         if args.perplexity:
@@ -64,11 +71,17 @@ def main(args: argparse.Namespace) -> int:
         return _answer(model, args)
 
 
+def upload_progress(done: int, total: int) -> None:
+    """A line on stderr, written over and over, while weights go to a device."""
+    end = "\n" if done == total else ""
+    print(f"\rweights: {done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end, file=sys.stderr)
+
+
 def _answer(model: Model, args: argparse.Namespace) -> int:
     if args.chat is not None:
         generation = model.chat(_conversation(args, args.chat), **_options(args))
     else:
-        prompt = args.ids if args.ids is not None else args.prompt
+        prompt = cast("str | Sequence[int]", args.prompt if args.ids is None else args.ids)
         generation = model.generate(prompt, **_options(args))
     text, interrupted = _stream(generation, None if args.json else sys.stdout)
     if args.json:

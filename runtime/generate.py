@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from .sampling import Sampler
 from .session import Session
@@ -46,6 +46,61 @@ class Limits:
     max_tokens: int | None = None  # None: to the end of the context
 
 
+class TokenSource(Protocol):
+    """Where the tokens of one answer come from: a session and a sampler, or a device's own loop.
+
+    `reused`: tokens of the prompt that `first` found in the KV cache. Both methods raise
+    RuntimeError once another call has taken the session over.
+    """
+
+    @property
+    def reused(self) -> int: ...
+
+    def first(self) -> int:
+        """Prefills the prompt; returns the token behind it."""
+        ...
+
+    def following(self, token: int) -> int:
+        """Appends `token`, the last one returned; returns the one behind it."""
+        ...
+
+    def close(self) -> None:
+        """No more tokens are wanted."""
+        ...
+
+
+class HostTokens:
+    """Tokens chosen on the host, from the logits that each step of a session returns."""
+
+    def __init__(
+        self, session: Session, prompt: Sequence[int], sampler: Sampler, reuse: bool = False
+    ) -> None:
+        """`reuse` keeps the part of the KV cache that the prompt begins with: faster, but logits
+        may differ in their last bits from those of a fresh prefill.
+
+        Raises ModelError for a prompt that does not fit.
+        """
+        session.require_fit(len(prompt))
+        self._session, self._prompt, self._sampler = session, list(prompt), sampler
+        self._ticket = session.begin()
+        session.rewind(min(session.shared_prefix(prompt), len(prompt) - 1) if reuse else 0)
+        self.reused = 0
+
+    def first(self) -> int:
+        """See TokenSource."""
+        self._session.require_current(self._ticket)
+        self.reused = len(self._session.tokens)
+        return self._sampler.choose(self._session.feed(self._prompt[self.reused :]))
+
+    def following(self, token: int) -> int:
+        """See TokenSource."""
+        self._session.require_current(self._ticket)
+        return self._sampler.choose(self._session.step(token))
+
+    def close(self) -> None:
+        """See TokenSource."""
+
+
 class Generation(Iterator[str]):
     """The pieces of text of one answer; afterwards `statistics`, and at any time `tokens`.
 
@@ -55,28 +110,20 @@ class Generation(Iterator[str]):
 
     def __init__(
         self,
-        session: Session,
-        prompt: Sequence[int],
-        sampler: Sampler,
+        source: TokenSource,
+        prompt_tokens: int,
+        context: int,
         limits: Limits,
         text: Detokenizer | None = None,
-        reuse: bool = False,
     ) -> None:
-        """`prompt` is the whole context. `text` None: pieces are token numbers with a space each.
-
-        `reuse` keeps the part of the KV cache that the prompt begins with: faster, but logits may
-        differ in their last bits from those of a fresh prefill.
-        Raises ModelError for a prompt that does not fit.
-        """
-        session.require_fit(len(prompt))
+        """`text` None: pieces are token numbers with a space each."""
         self.tokens: list[int] = []
-        self._prompt_tokens, self._reused, self._steps = len(prompt), 0, 0
+        self._source, self._prompt_tokens, self._context = source, prompt_tokens, context
+        self._steps = 0
         self._prefill_seconds, self._decode_seconds = 0.0, 0.0
         self._finish: Finish = "interrupted"
-        self._session, self._sampler, self._limits, self._text = session, sampler, limits, text
-        self._ticket = session.begin()
-        session.rewind(min(session.shared_prefix(prompt), len(prompt) - 1) if reuse else 0)
-        self._pieces = self._run(list(prompt))
+        self._limits, self._text = limits, text
+        self._pieces = self._run()
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -84,27 +131,26 @@ class Generation(Iterator[str]):
     def close(self) -> None:
         """Ends the generation early."""
         self._pieces.close()
+        self._source.close()
 
-    def _run(self, prompt: list[int]) -> Generator[str]:
-        session, limits, clock = self._session, self._limits, time.perf_counter
-        stop, finish = StopFilter(limits.stops), None
-        self._require_current()
-        self._reused, start = len(session.tokens), clock()
-        logits = session.feed(prompt[self._reused :])
+    def _run(self) -> Generator[str]:
+        source, clock, finish = self._source, time.perf_counter, None
+        stop = StopFilter(self._limits.stops)
+        start = clock()
+        token = source.first()
         self._prefill_seconds = clock() - start
         start, spent = clock(), 0.0
         while finish is None:
-            token = self._sampler.choose(logits)
             piece, finish = self._accept(token, stop)
             if piece:
                 spent += clock() - start
                 yield piece
                 start = clock()
             if finish is None:
-                self._require_current()
-                logits = session.step(token)
+                token = source.following(token)
                 self._steps += 1
                 self._decode_seconds = spent + clock() - start
+        source.close()
         rest = "" if stop.stopped else stop.push(self._text.finish() if self._text else "")
         self._finish = finish
         if rest := rest + stop.finish():
@@ -122,27 +168,21 @@ class Generation(Iterator[str]):
             return piece, "stop"
         if len(self.tokens) == self._limits.max_tokens:
             return piece, "length"
-        return piece, "context" if len(self._session.tokens) == self._session.context else None
+        is_full = self._prompt_tokens + self._steps == self._context
+        return piece, "context" if is_full else None
 
     @property
     def statistics(self) -> Statistics:
         """What has been done so far; they stand also when the generation was broken off."""
         return Statistics(
             prompt_tokens=self._prompt_tokens,
-            reused_tokens=self._reused,
+            reused_tokens=self._source.reused,
             new_tokens=len(self.tokens),
             decode_steps=self._steps,
             prefill_seconds=self._prefill_seconds,
             decode_seconds=self._decode_seconds,
             finish=self._finish,
         )
-
-    def _require_current(self) -> None:
-        if not self._session.is_current(self._ticket):
-            raise RuntimeError(
-                "this generation was ended by a later call on the same model; finish one before "
-                "starting the next, or load the model twice"
-            )
 
 
 def _rate(count: int, seconds: float) -> float:

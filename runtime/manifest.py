@@ -88,6 +88,21 @@ class KernelChoice:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class KernelCode:
+    """What a compiled kernel takes of a device. `unit`: its source; bytes per thread, but `shared`
+    per block (static).
+    """
+
+    unit: str
+    kernel: str
+    registers: int
+    stack: int
+    spilled: int
+    shared: int
+    instruction: str = ""  # of the tensor cores, as its machine code has it; "" none or not asked
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class WeightFacts:
     """One tensor of the weight image. `offset` counts from the start of the image (weights.py)."""
 
@@ -135,6 +150,7 @@ class Manifest:
     kernels: tuple[KernelChoice, ...]  # per bucket: one per launch, in launch order
     weights: tuple[WeightFacts, ...]
     driver_min: str | None = None
+    code: tuple[KernelCode, ...] = ()
     selftest: tuple[SelfTest, ...] = ()
     phases: tuple[PhaseFacts, ...] = ()
     generation: Mapping[str, object] = dataclasses.field(default_factory=dict[str, object])

@@ -4,22 +4,37 @@ import functools
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from ..ir.errors import ModelError, TargetError
 from .artifact import WEIGHTS, Artifact, WeightsFile
+from .batch import Batch
 from .chat import ChatTemplate, Message
-from .generate import Generation, Limits
+from .cuda_session import CudaSession, Progress
+from .devices import choose_target, cuda_index, is_cuda, read_device
+from .generate import Generation, HostTokens, Limits, TokenSource
 from .sampling import Sampler, Sampling, defaults_from, eos_from
 from .scoring import logits_of, perplexity
-from .session import Native, Session, load_native
+from .session import CpuSession, Native, Session, load_native
 from .threads import default_threads
 from .tokenizer import TOKENIZER, Tokenizer, read_config, special_tokens
 
 Prompt: TypeAlias = str | Sequence[int]
+
+
+class Options(TypedDict, total=False):
+    """How to choose tokens and when to stop; what is left out is the model's own default."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str]
 
 
 def load(
@@ -28,33 +43,68 @@ def load(
     threads: int | None = None,
     isa: str = "auto",
     native: Native | None = None,
+    sequences: int | None = None,
+    eager: bool = False,
+    progress: Progress | None = None,
 ) -> "Model":
-    """Opens an artifact to run it. `threads` None: one per physical core that this process may use.
+    """Opens an artifact to run it on "cpu" or "cuda:N".
 
+    On the cpu, `threads` None: one per physical core that this process may use. On a device,
+    `sequences`: how many at once, each with its KV cache; `eager`: no CUDA graphs; `progress`: told
+    the bytes uploaded and in all.
     Raises ModelError (damaged artifact) or TargetError (device, instruction set, memory). `native`
     replaces the compiled library (tests).
     """
     artifact = Artifact.open(path)
-    if device != "cpu":
-        held = ", ".join(sorted(artifact.manifest.targets))
-        raise TargetError(f"{path}: no runtime for device {device!r}, the artifact holds {held}; "
-                          'load it with device="cpu"')  # fmt: skip
-    library = artifact.library("cpu")
+    index = cuda_index(device)
     if threads is not None and threads < 1:
         raise ModelError(f"threads: out of range, expected 1 or more, found {threads}")
-    weights = WeightsFile(artifact.path(WEIGHTS))
+    weights: WeightsFile | None = None
     try:
-        session = Session(
-            native or load_native(library, artifact.manifest.targets["cpu"].library_sha256),
-            weights.image,
-            artifact.manifest,
-            threads or default_threads(),
-            isa,
-        )
+        if index is None:
+            made_for = artifact.library("cpu")
+            weights = WeightsFile(artifact.path(WEIGHTS))
+            native = native or load_native(made_for, _digest(artifact, "cpu"))
+            threads = threads or default_threads()
+            session = CpuSession(native, weights.image, artifact.manifest, threads, isa)
+        else:
+            target, native = _cuda_library(artifact, index, native)
+            manifest = artifact.manifest
+            found = read_device(native, index, manifest.driver_min)
+            weights = WeightsFile(artifact.path(WEIGHTS))
+            session = CudaSession(
+                native, weights.image, manifest, target, found, sequences, eager, progress
+            )
     except BaseException:
-        weights.close()
+        if weights is not None:
+            weights.close()
         raise
     return Model(artifact, weights, session)
+
+
+def _digest(artifact: Artifact, target: str) -> str:
+    return artifact.manifest.targets[target].library_sha256
+
+
+def _cuda_library(artifact: Artifact, index: int, native: Native | None) -> tuple[str, Native]:
+    """The target that the device runs, and its library; nothing is uploaded yet.
+
+    Raises TargetError: the artifact holds no code for it.
+    """
+    where, held = str(artifact.folder), sorted(artifact.manifest.targets)
+    for_devices = [name for name in held if is_cuda(name)]
+    if not for_devices:
+        raise TargetError(
+            f"{where}: no code for device 'cuda:{index}', the artifact holds {', '.join(held)}; "
+            'compile with --target sm_90a, or load it with device="cpu"'
+        )
+    first = for_devices[0]  # any of them can be asked what the device is
+    asked = native or load_native(artifact.library(first), _digest(artifact, first))
+    device = read_device(asked, index, artifact.manifest.driver_min)
+    target = choose_target(where, held, device)
+    if native is not None or target == first:
+        return target, asked
+    return target, load_native(artifact.library(target), _digest(artifact, target))
 
 
 class Model:
@@ -112,47 +162,50 @@ class Model:
         """Perplexity of tokens (of a text: `model.tokenizer.encode(text)`)."""
         return perplexity(self.session, ids)
 
+    @overload
+    def generate(
+        self, prompt: Prompt, max_tokens: int | None = None, **options: Unpack[Options]
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], max_tokens: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[Generation]: ...  # fmt: skip
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | list[str] | list[list[int]],
         max_tokens: int | None = None,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-    ) -> Generation:
+        **options: Unpack[Options],
+    ) -> Generation | list[Generation]:
         """Continues text or token ids: an iterator of text pieces. None: the model's own default.
 
+        A list of prompts gives a list of generations, which a CUDA device runs together, however
+        they are iterated.
         Raises ModelError for a prompt that does not fit or a sampling value out of range.
         """
-        sampling = self.sampling.override(
-            temperature, top_k, top_p, min_p, repetition_penalty, seed
-        )
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return self.start(ids, max_tokens, sampling, stop, reuse=False)
+        sampling, stop = self._options(options)
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            return self._start_all([self._ids(p) for p in prompt], max_tokens, sampling, stop)
+        return self.start(self._ids(prompt), max_tokens, sampling, stop, reuse=False)
+
+    def _ids(self, prompt: Any) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _options(self, options: Options) -> tuple[Sampling, str | Sequence[str]]:
+        """The sampling and the stop strings that a call asked for."""
+        chosen = {name: value for name, value in options.items() if name != "stop"}
+        return self.sampling.override(**cast(Any, chosen)), options.get("stop", ())
 
     def chat(
         self,
         messages: Sequence[Message],
         max_tokens: int | None = None,
         *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
         tools: Sequence[object] | None = None,
+        **options: Unpack[Options],
     ) -> Generation:
         """Answers a conversation, rendered by the chat template; turns before are not run again."""
-        sampling = self.sampling.override(
-            temperature, top_k, top_p, min_p, repetition_penalty, seed
-        )
+        sampling, stop = self._options(options)
         text = self.chat_template.render(messages, tools=tools)
         ids = self.tokenizer.encode(text, special=False)
         return self.start(ids, max_tokens, sampling, stop, reuse=True)
@@ -168,10 +221,48 @@ class Model:
         """A generation with everything decided; see Generation for `reuse`."""
         if not ids:
             raise ModelError("prompt: no tokens, expected at least one; give some text")
+        source: TokenSource
+        if isinstance(self.session, CudaSession) and sampling.repetition_penalty == 1:
+            batch = Batch(self.session)
+            source = batch.add(ids, sampling, self.eos, max_tokens)
+            batch.begin_in_place(source, reuse)
+        else:
+            source = HostTokens(self.session, ids, Sampler(sampling, ids), reuse)
+        return self._generation(source, ids, max_tokens, stop)
+
+    def _start_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop: str | Sequence[str],
+    ) -> list[Generation]:
+        """Generations that one device decodes together."""
+        if not isinstance(self.session, CudaSession):
+            raise ModelError("prompts: this device runs one sequence at a time; call generate for "
+                             "each, or load the model on a CUDA device")  # fmt: skip
+        if sampling.repetition_penalty != 1:
+            raise ModelError("repetition_penalty: not for several prompts at once; leave it at 1")
+        if not all(prompts):
+            raise ModelError("prompt: no tokens, expected at least one; give some text")
+        batch = Batch(self.session)
+        sources = [batch.add(ids, sampling, self.eos, max_tokens) for ids in prompts]
+        return [
+            self._generation(source, ids, max_tokens, stop)
+            for source, ids in zip(sources, prompts, strict=True)
+        ]
+
+    def _generation(
+        self,
+        source: TokenSource,
+        ids: Sequence[int],
+        max_tokens: int | None,
+        stop: str | Sequence[str],
+    ) -> Generation:
         limits = Limits(self.eos, [stop] if isinstance(stop, str) else stop, max_tokens)
         has_text = TOKENIZER in self.artifact.manifest.parts
         text = self.tokenizer.stream(ids) if has_text else None
-        return Generation(self.session, ids, Sampler(sampling, ids), limits, text, reuse)
+        return Generation(source, len(ids), self.session.context, limits, text)
 
     def close(self) -> None:
         """Frees the KV cache and unmaps the weights. The model cannot be used afterwards."""

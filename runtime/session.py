@@ -1,10 +1,12 @@
 """One running model: the compiled library, its weights, and what stands in its KV cache."""
 
+import abc
+import contextlib
 import importlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -57,7 +59,7 @@ def load_native(library: Path, digest: str) -> Native:
         ) from error
 
 
-class Session:
+class Session(abc.ABC):
     """Runs steps and keeps the books of the KV cache. Not for use by several threads at once.
 
     `tokens` are those in the cache, in order; their number is the position of the next one. It
@@ -65,32 +67,35 @@ class Session:
     are returned in a buffer of the session: valid until the next step.
     """
 
-    def __init__(
-        self,
-        native: Native,
-        image: npt.NDArray[np.uint8],
-        manifest: Manifest,
-        threads: int,
-        isa: str = "auto",
-    ) -> None:
-        """Raises TargetError (isa, memory, threads) or ModelError (weights of another library)."""
+    def __init__(self, native: Native, manifest: Manifest, chunk: int, scored: int) -> None:
+        """`chunk`: tokens of a prefill step; `scored`: of one that returns logits of all."""
         self.vocab, self.context = manifest.model.vocab, manifest.model.context
-        self.threads = threads
+        self.threads, self.isa = 1, ""
         self.tokens: list[int] = []
-        self._chunk = manifest.buckets[-1]
-        self._image = image  # the library reads it as long as the handle lives
+        self._chunk, self._scored = chunk, scored
         self._native = native
         self._handle: int | None = None
-        try:
-            self._prefill, self._decode = native["prefill"], native["decode"]
-            self._handle = _create(native, image, threads, isa)
-        except _REFUSALS as error:
-            raise _mismatch(error) from error
-        self.isa = str(native["isa"](self._handle))
         self._logits = np.empty((1, self.vocab), np.float32)
         self._row = self._logits[0]
         self._runs = 0
-        self.native_seconds = 0.0  # inside `decode`, all steps of this session
+        self.native_seconds = 0.0  # inside `step`, all steps of this session
+
+    @property
+    @abc.abstractmethod
+    def backend(self) -> str:
+        """What it runs on, in words."""
+
+    @abc.abstractmethod
+    def _decode_token(self, token: int) -> None:
+        """A step of one token behind those cached; its logits to the session's row."""
+
+    @abc.abstractmethod
+    def _prefill_chunk(self, ids: Sequence[int], is_last: bool) -> None:
+        """A step of several tokens; the last one's logits to the session's row if `is_last`."""
+
+    @abc.abstractmethod
+    def _score_chunk(self, ids: Sequence[int], out: Logits) -> None:
+        """A step of several tokens; the logits of each to `out`."""
 
     def require_fit(self, count: int) -> None:
         """Raises ModelError unless `count` tokens in all fit the context."""
@@ -109,6 +114,14 @@ class Session:
         """True until another run has begun."""
         return ticket == self._runs and self._handle is not None
 
+    def require_current(self, ticket: int) -> None:
+        """Raises RuntimeError once another run has begun."""
+        if not self.is_current(ticket):
+            raise RuntimeError(
+                "this generation was ended by a later call on the same model; finish one before "
+                "starting the next, or load the model twice"
+            )
+
     def rewind(self, length: int = 0) -> None:
         """Keeps the first `length` tokens of the cache (causal: what follows is overwritten)."""
         del self.tokens[length:]
@@ -121,32 +134,40 @@ class Session:
     def step(self, token: int) -> Logits:
         """Appends one token; returns logits [vocab] of the one to come."""
         start = time.perf_counter()
-        try:
-            self._decode(self._handle, token, len(self.tokens), self._row)
-        except _REFUSALS as error:
-            raise _mismatch(error) from error
+        with native_call():
+            self._decode_token(token)
         self.native_seconds += time.perf_counter() - start
         self.tokens.append(token)
         return self._row
 
+    def decode(self, ids: Sequence[int]) -> None:
+        """Appends as many tokens one by one, for measurement: these, or on a device that decodes on
+        its own, the first of them and what it chooses to follow.
+        """
+        for token in ids:
+            self.step(token)
+
     def feed(self, ids: Sequence[int]) -> Logits:
         """Appends tokens in chunks of the largest bucket; returns logits [vocab] after the last."""
-        self._require_valid(ids)
+        self.require_valid(ids)
         for begin in range(0, len(ids), self._chunk):
             chunk = ids[begin : begin + self._chunk]
             if len(chunk) == 1:
                 self.step(chunk[0])
-            else:
-                is_last = begin + len(chunk) == len(ids)
-                self._run(chunk, [len(chunk) - 1] if is_last else [], self._logits[: int(is_last)])
+                continue
+            with native_call():
+                self._prefill_chunk(chunk, is_last=begin + len(chunk) == len(ids))
+            self.tokens.extend(chunk)
         return self._row
 
     def feed_all(self, ids: Sequence[int], out: Logits) -> None:
         """Appends tokens; writes the logits of every one to `out` [len(ids), vocab]."""
-        self._require_valid(ids)
-        for begin in range(0, len(ids), self._chunk):
-            chunk = ids[begin : begin + self._chunk]
-            self._run(chunk, range(len(chunk)), out[begin : begin + len(chunk)])
+        self.require_valid(ids)
+        for begin in range(0, len(ids), self._scored):
+            chunk = ids[begin : begin + self._scored]
+            with native_call():
+                self._score_chunk(chunk, out[begin : begin + len(chunk)])
+            self.tokens.extend(chunk)
 
     def profile(
         self, bucket: int, tokens: int, position: int, launches: int
@@ -157,10 +178,8 @@ class Session:
         """
         times = np.zeros(launches + 1, np.float64)
         self.rewind(min(position, len(self.tokens)))
-        try:
+        with native_call():
             self._native["profile"](self._handle, bucket, tokens, position, times)
-        except _REFUSALS as error:
-            raise _mismatch(error) from error
         return times
 
     def close(self) -> None:
@@ -169,15 +188,8 @@ class Session:
             handle, self._handle = self._handle, None
             self._native["destroy"](handle)
 
-    def _run(self, ids: Sequence[int], rows: Sequence[int], out: Logits) -> None:
-        where = np.array(rows, np.int32)
-        try:
-            self._prefill(self._handle, np.array(ids, np.int32), len(self.tokens), where, out)
-        except _REFUSALS as error:
-            raise _mismatch(error) from error
-        self.tokens.extend(ids)
-
-    def _require_valid(self, ids: Sequence[int]) -> None:
+    def require_valid(self, ids: Sequence[int]) -> None:
+        """Raises ModelError unless `ids` can be appended."""
         if self._handle is None:
             raise ModelError("model: it is closed; load it again")
         if not ids:
@@ -191,6 +203,45 @@ class Session:
         self.require_fit(len(self.tokens) + len(ids))
 
 
+class CpuSession(Session):
+    """A session on the cores of this machine; the library reads the weights where they are."""
+
+    def __init__(
+        self,
+        native: Native,
+        image: npt.NDArray[np.uint8],
+        manifest: Manifest,
+        threads: int,
+        isa: str = "auto",
+    ) -> None:
+        """Raises TargetError (isa, memory, threads) or ModelError (weights of another library)."""
+        super().__init__(native, manifest, chunk=manifest.buckets[-1], scored=manifest.buckets[-1])
+        self.threads = threads
+        self._image = image  # the library reads it as long as the handle lives
+        with native_call():
+            self._prefill, self._decode = native["prefill"], native["decode"]
+            self._handle = _create(native, image, threads, isa)
+        self.isa = str(native["isa"](self._handle))
+
+    @property
+    def backend(self) -> str:
+        return f"cpu {self.isa}"
+
+    def _decode_token(self, token: int) -> None:
+        self._decode(self._handle, token, len(self.tokens), self._row)
+
+    def _prefill_chunk(self, ids: Sequence[int], is_last: bool) -> None:
+        rows = [len(ids) - 1] if is_last else []
+        self._run(ids, rows, self._logits[: int(is_last)])
+
+    def _score_chunk(self, ids: Sequence[int], out: Logits) -> None:
+        self._run(ids, range(len(ids)), out)
+
+    def _run(self, ids: Sequence[int], rows: Sequence[int], out: Logits) -> None:
+        where = np.array(rows, np.int32)
+        self._prefill(self._handle, np.array(ids, np.int32), len(self.tokens), where, out)
+
+
 def _create(native: Native, image: npt.NDArray[np.uint8], threads: int, isa: str) -> int:
     try:
         return int(native["create"](image, threads, isa))
@@ -202,7 +253,13 @@ def _create(native: Native, image: npt.NDArray[np.uint8], threads: int, isa: str
 _REFUSALS = (ValueError, IndexError, TypeError, AttributeError)
 
 
-def _mismatch(error: Exception) -> ModelError:
-    return ModelError(
-        f"artifact: manifest and library do not belong together: {error}; compile the model again"
-    )
+@contextlib.contextmanager
+def native_call() -> Generator[None]:
+    """Turns a library's refusal of its arguments into a ModelError."""
+    try:
+        yield
+    except _REFUSALS as error:
+        raise ModelError(
+            f"artifact: manifest and library do not belong together: {error}; compile the model "
+            "again"
+        ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from halfbyte.codegen import declarations
 from halfbyte.codegen.emit import kernel_choice, stored_values, weight_facts, weight_image
-from halfbyte.codegen.kernels import declarations
 from halfbyte.dumps import Dumps
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.interp import fold

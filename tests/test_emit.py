@@ -102,7 +102,8 @@ def make(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
 
     def compile_decoder(made: Decoder, context: Context, phases: Sequence[Phase]) -> Made:
         graph = pipeline.run(made.graph, context, phases)
-        library = compile_library(graph, find_compiler(None, objects), ffi_options(objects))
+        compiler, options = find_compiler(None, objects), ffi_options(objects)
+        library = compile_library(graph, context.target, compiler, options)
         chosen = (
             kernel_choice(c.op, c.bucket, c.kernel, c.refused) for c in select(graph, context)
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from halfbyte.codegen.kernels import declarations
+from halfbyte.codegen import declarations
 from halfbyte.frontend import import_model, open_checkpoint
 from halfbyte.ir import interp
 from halfbyte.ir.target import target

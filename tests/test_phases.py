@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfbyte.codegen.kernels import declarations
+from halfbyte.codegen import declarations
 from halfbyte.ir import interp
 from halfbyte.ir.errors import IRError, ModelError, TargetError
 from halfbyte.ir.graph import Graph, Op, Place, Value

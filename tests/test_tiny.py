@@ -26,7 +26,7 @@ def test_tiny(root: Path, tmp_path: Path) -> None:
     inputs: dict[str, interp.Data] = {
         "ids": np.array(ids, np.int32), "pos": np.array(0, np.int32), "rows": rows
     }  # fmt: skip
-    from halfbyte.codegen.kernels import declarations
+    from halfbyte.codegen import declarations
     from halfbyte.ir.target import target
     from halfbyte.passes import pipeline
     from halfbyte.passes.context import Context

@@ -1,0 +1,152 @@
+"""THE kernel table of the CUDA targets: which kernels there are, whom they serve, their promise.
+
+Order is preference. The name of a kernel is the name of its launcher; `family` is the template that
+defines it (templates/cuda/<family>.cu.jinja). Workspace formulas are those stated on top of the
+templates; each counts from the start of the workspace, whose first bytes are counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..ir.graph import Op
+from ..ir.kernel import KernelDecl, Refusal, Workspace
+from ..ir.types import LINEAR, WGMMA
+from . import args
+from .args import ArgsStruct
+from .constraints import EmbedRule, HeadRule, LinearRule, PlainRule
+from .kernels import LINEAR_OPS, Kernel, ceil_to, shape_of_linear
+
+CUDA = frozenset({"cuda"})
+HOPPER = frozenset({"cuda", "wgmma", "tma"})
+
+COUNTER_BYTES = 65536  # kCounterBytes of hb_cuda.h
+DECODE_ROWS = 32
+"""Most rows that the kernels of a decode step take: tokens of as many sequences."""
+
+DENSE_GEMV_ROWS = 8  # kTokens of dense_gemv.cu
+
+HEAD_DIMS = (16, 32, 64, 96, 128, 256)
+"""Head dimensions that the attention templates are instantiated for."""
+
+_GEMV_SHARED = 227 * 1024 - 6144  # bytes of a block's shared memory that rows of x may fill
+_MOST_SMS = 256  # multiprocessors of any device: a plan is made without one
+_BF16 = 2.0**-9  # activations are rounded to bf16 before the products
+
+CUDA_FACTS: dict[str, object] = {"head_dims": HEAD_DIMS}
+"""What the templates may ask besides the facts that all templates share."""
+
+
+def counters(op: Op, tokens: int) -> Workspace:
+    """Only the counters, which every plan has."""
+    return Workspace(COUNTER_BYTES)
+
+
+def _prepared_rows(op: Op, tokens: int) -> Workspace:
+    """bf16 rows behind a prologue: m * k * 2 bytes behind the counters."""
+    _, k = shape_of_linear(op)
+    scratch = 0 if op.get("prologue", "none") == "none" else tokens * k * 2
+    return Workspace(COUNTER_BYTES + scratch)
+
+
+def _attention_decode(op: Op, tokens: int) -> Workspace:
+    """Sums, peak and total of each split of the keys of each head."""
+    heads, kv_heads = op.get("heads", 0), op.get("kv_heads", 0)
+    pairs = tokens * kv_heads * -(-heads // kv_heads // 16)
+    splits = min(64, max(4, 2 * _MOST_SMS // pairs))
+    return Workspace(COUNTER_BYTES + tokens * heads * splits * (op.get("head_dim", 0) + 2) * 4)
+
+
+def _fits_gemv(op: Op, tokens: int) -> str | None:
+    """All rows of x stand in the shared memory of each block."""
+    _, k = shape_of_linear(op)
+    nbytes = tokens * (ceil_to(k, 128) * 2 + 64)
+    if nbytes > _GEMV_SHARED:
+        return f"{tokens} rows of {k} need {nbytes} bytes of shared memory, a block has less"
+    return None
+
+
+def _dense_gemv_rule(op: Op, tokens: int) -> str | None:
+    return _FEW_DENSE(op, tokens) or _fits_gemv(op, tokens)
+
+
+def _linear(
+    name: str,
+    struct: ArgsStruct,
+    refuses: Refusal,
+    needs: frozenset[str] = CUDA,
+    workspace: Callable[[Op, int], Workspace] = _prepared_rows,
+) -> Kernel:
+    promise = "bf16 products, f32 sums"
+    decl = KernelDecl(name, LINEAR_OPS, needs, refuses, promise, _BF16, workspace)
+    return Kernel(decl, name.removesuffix("_bf16"), struct)
+
+
+def _plain(
+    name: str,
+    struct: ArgsStruct,
+    refuses: Refusal,
+    promise: str,
+    *,
+    family: str = "elementwise",
+    serves: tuple[str, ...] = (),
+    workspace: Callable[[Op, int], Workspace] = counters,
+) -> Kernel:
+    ops = frozenset(serves or (name,))
+    decl = KernelDecl(name, ops, CUDA, refuses, promise, _BF16, workspace)
+    return Kernel(decl, family, struct)
+
+
+_MANY = LinearRule("nvfp4", WGMMA, epilogue_scale=False, x="bf16")
+_FEW = replace(_MANY, rows=DECODE_ROWS)
+_DENSE = LinearRule("bf16", LINEAR, epilogue_scale=False, x="bf16", k_multiple=8)
+_FEW_DENSE = replace(_DENSE, rows=DENSE_GEMV_ROWS)
+_ANY = ("f32", "bf16")
+_F32 = "f32 arithmetic"
+
+KERNELS: tuple[Kernel, ...] = (
+    _linear("nvfp4_gemv", args.NVFP4_LINEAR, _FEW),
+    _linear("nvfp4_gemm", args.NVFP4_LINEAR, _MANY, HOPPER),
+    _linear("dense_gemv_bf16", args.LINEAR, _dense_gemv_rule, workspace=counters),
+    _linear("dense_gemm_bf16", args.LINEAR, _DENSE),
+    _plain("embed_bf16", args.EMBED, EmbedRule("bf16", LINEAR), "a copy to f32", serves=("embed",)),
+    _plain(
+        "rope_append",
+        args.ROPE_APPEND,
+        HeadRule(multiple=4, largest=512),
+        _F32,
+        family="rope_append",
+    ),
+    _plain(
+        "attention_decode",
+        args.ATTENTION,
+        HeadRule(dims=HEAD_DIMS, most_rows=DECODE_ROWS),
+        "bf16 products, f32 sums, online softmax",
+        family="attention_decode",
+        serves=("attention",),
+        workspace=_attention_decode,
+    ),
+    _plain(
+        "attention_prefill",
+        args.ATTENTION,
+        HeadRule(dims=HEAD_DIMS, least_rows=DECODE_ROWS + 1),
+        "bf16 products, f32 sums, online softmax",
+        family="attention_prefill",
+        serves=("attention",),
+    ),
+    _plain(
+        "rmsnorm",
+        args.NORM,
+        PlainRule(dtypes=_ANY, multiple=8),
+        _F32,
+        serves=("rmsnorm", "head_rmsnorm"),
+    ),
+    _plain("add", args.BINARY, PlainRule((0, 1), _ANY, 8), "one rounding"),
+    _plain("silu_mul", args.BINARY, PlainRule((0, 1), _ANY, 8), _F32),
+    _plain("take_rows", args.TAKE_ROWS, PlainRule(multiple=8), "a copy"),
+    _plain("rope", args.ROPE, HeadRule(multiple=4, largest=512), _F32, family="rope_append"),
+    _plain(
+        "kv_append", args.KV_APPEND, PlainRule((1,), ("bf16",), 4), "a copy", family="rope_append"
+    ),
+)
