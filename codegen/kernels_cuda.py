@@ -27,7 +27,7 @@ DECODE_ROWS = 32
 
 DENSE_GEMV_ROWS = 8  # kTokens of dense_gemv.cu
 
-HEAD_DIMS = (16, 32, 64, 96, 128, 256)
+HEAD_DIMS = (16, 32, 48, 64, 96, 128, 256)
 """Head dimensions that the attention templates are instantiated for."""
 
 _GEMV_SHARED = 227 * 1024 - 6144  # bytes of a block's shared memory that rows of x may fill

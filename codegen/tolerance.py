@@ -165,6 +165,7 @@ def _attention(op: Op, args: list[Data], results: tuple[Data, ...], precision: f
     error = 2 * _rounding(dim) * np.abs(op.get("scale", 1.0)) * scores
     largest = np.abs(values).max(axis=1)
     relative = np.expm1(np.minimum(2 * error, 1)) + _rounding(keys.shape[1]) + _TRANSCENDENTAL
+    relative = relative + precision  # to which the weights are rounded before they meet the values
     bound = relative[..., None] * largest[None, :, None, :]
     return [bound.reshape(q.shape)]
 
