@@ -31,6 +31,8 @@ class OpDef:
     """One op: operand count, type rule, numpy meaning, one line of documentation.
 
     `inplace[i]` is the operand whose memory result i shares (a KV cache), or None.
+    `onnx` is the ONNX operator that an op stands for; its meaning is the standard's, and onnx's
+    reference evaluator computes it (see onnx_ops.py).
     """
 
     doc: str
@@ -40,6 +42,7 @@ class OpDef:
     reference: Reference
     inplace: tuple[int | None, ...] = (None,)
     attrs: Mapping[str, str] = field(default_factory=dict[str, str])
+    onnx: str = ""
 
 
 def array(data: Data) -> Array:

@@ -14,6 +14,11 @@ from .errors import IRError
 Dim = int | str
 """An extent: a number, or a symbol bound later (`T` tokens, `R` rows of logits wanted)."""
 
+UNKNOWN = "?"
+"""An extent that only a run of the graph knows (ONNX: an output of NonZero)."""
+UNRANKED = ("*",)
+"""The shape of a value whose very rank only a run knows."""
+
 LINEAR = "linear"
 P16 = "p16"
 SFATOM = "sfatom128x4"
@@ -23,7 +28,9 @@ PAGED = "paged16"
 DTYPE_BYTES: dict[str, int] = {
     "f64": 8, "f32": 4, "bf16": 2, "f16": 2, "f8e4m3": 1, "f8e5m2": 1, "f8e8m0": 1,
     "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u64": 8, "u32": 4, "u16": 2, "u8": 1, "bool": 1,
+    "f8e4m3fnuz": 1, "f8e5m2fnuz": 1, "f4e2m1": 1, "i4": 1, "u4": 1, "i2": 1, "u2": 1,
 }  # fmt: skip
+"""Bytes of an element in memory; a type of less than a byte takes one (its code, sign-extended)."""
 FLOATS = ("f64", "f32", "bf16", "f16", "f8e4m3", "f8e5m2", "f8e8m0")
 
 ALIGNMENT = 64

@@ -1,0 +1,90 @@
+"""THE kernel table of ONNX graphs: which operators there are on which target, and for which types.
+
+A kernel's name is its operator's in the op table without `onnx_`; its C++ function is that name
+and the variant: `add_f32`, `gather_b4`. A family is a template (templates/net/<family>.cc.jinja),
+rendered once for each variant that a graph needs, and each of these is an object in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..ir.graph import Op
+from ..ir.onnx_ops import dtype
+from ..ir.types import DTYPE_BYTES
+from .isa import AVX2, AVX512, SCALAR, Isa
+
+FLOATS = ("f32", "f64", "f16", "bf16")
+SIGNED = ("i64", "i32", "i16", "i8")
+UNSIGNED = ("u64", "u32", "u16", "u8")
+INTEGERS = SIGNED + UNSIGNED
+NUMBERS = FLOATS + INTEGERS
+WIDTHS = ("b1", "b2", "b4", "b8")
+
+C_TYPES: dict[str, str] = {
+    "f32": "float", "f64": "double", "f16": "F16Bits", "bf16": "BF16Bits", "i64": "int64_t",
+    "i32": "int32_t", "i16": "int16_t", "i8": "int8_t", "u64": "uint64_t", "u32": "uint32_t",
+    "u16": "uint16_t", "u8": "uint8_t", "bool": "bool", "b1": "uint8_t", "b2": "uint16_t",
+    "b4": "uint32_t", "b8": "uint64_t",
+}  # fmt: skip
+"""The C++ element type of a variant; types without one have no variant of their own."""
+
+Variant = Callable[[Op], str]
+"""The variant an op needs, "" where a kernel has but one."""
+
+
+def by_type(i: int) -> Variant:
+    """The dtype of operand i; -1: of the result."""
+
+    def variant(op: Op) -> str:
+        return str(op.out.type.enc) if i < 0 else dtype(op, i)
+
+    return variant
+
+
+def by_width(i: int) -> Variant:
+    """The bytes of an element of operand i: what only moves elements does not ask what they are."""
+
+    def variant(op: Op) -> str:
+        return f"b{DTYPE_BYTES[dtype(op, i)]}"
+
+    return variant
+
+
+def single(op: Op) -> str:
+    """One variant, which looks at types as it runs."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class NetKernel:
+    """One operator's kernel: the template that defines it, how a variant is chosen, which exist."""
+
+    op: str
+    family: str
+    variant: Variant
+    variants: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.op.removeprefix("onnx_")
+
+
+FAMILIES: dict[str, tuple[Isa, ...]] = {
+    "elementwise": (SCALAR, AVX2, AVX512),
+}
+"""The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
+than SCALAR."""
+
+
+def _family(
+    name: str, variant: Variant, variants: tuple[str, ...], *ops: str
+) -> tuple[NetKernel, ...]:
+    return tuple(NetKernel(f"onnx_{op}", name, variant, variants) for op in ops)
+
+
+KERNELS: tuple[NetKernel, ...] = (
+    *_family("elementwise", by_type(0), NUMBERS, "add"),
+    *_family("elementwise", by_type(0), FLOATS + SIGNED, "relu"),
+)
