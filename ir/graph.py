@@ -13,7 +13,7 @@ from typing import TypeVar
 from .errors import IRError
 from .types import TensorType
 
-Attr = bool | int | float | str | tuple[int, ...] | tuple[str, ...]
+Attr = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 A = TypeVar("A", bool, int, float, str)
 
 
@@ -81,6 +81,12 @@ class Op:
         if not isinstance(value, tuple) or not all(isinstance(v, int) for v in value):
             raise IRError(f"{self.name}: attribute {key} is {value!r}, expected integers")
         return tuple(v for v in value if isinstance(v, int))
+
+    def floats(self, key: str) -> tuple[float, ...]:
+        value = self.attrs.get(key, ())
+        if not isinstance(value, tuple) or not all(isinstance(v, int | float) for v in value):
+            raise IRError(f"{self.name}: attribute {key} is {value!r}, expected numbers")
+        return tuple(float(v) for v in value)
 
     def strs(self, key: str) -> tuple[str, ...]:
         value = self.attrs.get(key, ())

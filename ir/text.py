@@ -139,7 +139,7 @@ def _parse_types(cursor: _Cursor, text: str) -> list[tuple[TensorType, Place | N
 
 
 def _attr_value(value: object) -> Attr:
-    """A JSON value as an attribute: lists of integers or of strings become tuples."""
+    """A JSON value as an attribute: lists of integers, numbers or strings become tuples."""
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):
@@ -148,6 +148,9 @@ def _attr_value(value: object) -> Attr:
         strs = tuple(v for v in items if isinstance(v, str))
         if len(ints) == len(items):
             return ints
+        floats = tuple(v for v in items if isinstance(v, float))
+        if len(floats) == len(items):
+            return floats
         if len(strs) == len(items):
             return strs
     raise IRError(f"attribute value {value!r}, expected a number, text, or a list of either")

@@ -24,6 +24,7 @@ ATTRS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=12),
     st.lists(st.integers(0, 99), max_size=4).map(tuple),
+    st.lists(st.floats(allow_nan=False), min_size=1, max_size=4).map(tuple),
     st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
 )
 ENCODINGS = st.sampled_from(
