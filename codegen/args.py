@@ -200,9 +200,10 @@ LINEAR = ArgsStruct(
 NVFP4_LINEAR = ArgsStruct(
     "Nvfp4LinearArgs",
     "LinearArgs over an NVFP4 weight whose block scales are a buffer of their own:\n"
-    "y[m,n] = sum_k P(x)[m,k] * W[n,k] * row_scale[n] (+ bias[n]) (+ residual[m,n]).",
+    "y[m,n] = sum_k P(x)[m,k] * W[n,k] * row_scale[n] (+ bias[n]) (+ residual[m,n]).\n"
+    "W4A4 kernels first quantise P(x) by input_scale.",
     (
-        *_refs("x", "w", "scales", "row_scale", "gamma", "bias", "residual", "out"),
+        *_refs("x", "w", "scales", "row_scale", "gamma", "bias", "residual", "input_scale", "out"),
         *_ints("n", "k"),
         _ROWS,
         Field("prologue", "int32_t", "Prologue"),

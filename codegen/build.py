@@ -29,6 +29,7 @@ from .render import Source
 NEEDED = ("libc.so", "libm.so", "libpthread.so", "libdl.so", "librt.so", "libstdc++.so",
           "libgcc_s.so", "libtvm_ffi.so", "ld-linux-x86-64.so")  # fmt: skip
 _STALE = 86400.0  # seconds after which a scratch directory is nobody's any more
+_HEAVY_BYTES = 6 << 30  # memory that the compiler of a heavy unit takes
 _POLL = 0.01  # seconds between looks at the running compilers
 
 
@@ -190,19 +191,29 @@ def _compile_missing(
             options.tell(job.source.name, "cached")
         else:
             missing[job.key] = job.source
-    # Longest first, so that no big unit is left alone at the end.
-    waiting = sorted(
-        missing.items(), key=lambda item: -len(item[1].text) * (1 + len(item[1].flags))
-    )
-    commands = (
-        (source.name, key, _compile_command(source, place / key, compiler, options))
-        for key, source in waiting
-    )
-    for name, key, seconds in _run_all(commands, options.jobs, compiler):
-        store.put(key, ".log", (place / key / "out.log").read_bytes())
-        store.put(key, ".o", (place / key / "out.o").read_bytes())
-        options.tell(name, "compiled", seconds)
+    for heavy in (True, False):
+        jobs_at_once = min(options.jobs, _heavy_at_once()) if heavy else options.jobs
+        commands = (
+            (source.name, key, _compile_command(source, place / key, compiler, options))
+            for key, source in sorted(missing.items(), key=lambda item: -_cost(item[1]))
+            if source.heavy == heavy
+        )
+        for name, key, seconds in _run_all(commands, jobs_at_once, compiler):
+            store.put(key, ".log", (place / key / "out.log").read_bytes())
+            store.put(key, ".o", (place / key / "out.o").read_bytes())
+            options.tell(name, "compiled", seconds)
     return tuple(source.name for source in missing.values())
+
+
+def _cost(source: Source) -> int:
+    """For an order: longest first, so that no big unit is left alone at the end."""
+    return len(source.text) * (1 + len(source.flags))
+
+
+def _heavy_at_once() -> int:
+    """How many compilers of heavy units this machine's memory holds."""
+    nbytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, nbytes // _HEAVY_BYTES)
 
 
 def _compile_command(

@@ -33,6 +33,7 @@ class LinearRule:
     `rows` is the largest token count of a bucket it takes, None for any. `epilogue_scale`: it can
     multiply by a row_scale operand (a dense kernel can; an NVFP4 one spends it on global scales).
     `x`: the dtype it reads where it does not norm its input itself (what it norms is f32).
+    `exact`: it also takes linears of 4-bit activations, and reads them as they are.
     """
 
     weight: str
@@ -43,6 +44,7 @@ class LinearRule:
     max_shards: int | None = None
     x: str = "f32"
     k_multiple: int = 1
+    exact: bool = False
 
     def __call__(self, op: Op, tokens: int) -> str | None:
         encoding, layout = weight_encoding(op.args[1].type)
@@ -57,7 +59,7 @@ class LinearRule:
         wanted = "f32" if op.get("prologue", "none") == "rmsnorm" else self.x
         if x.enc != Plain(wanted):
             return f"x is {x.enc} in memory, kernel reads {wanted}"
-        if activation_encoding(op) != self.act:
+        if activation_encoding(op) != self.act and not self.exact:
             return f"activation is {activation_encoding(op)}, kernel sums {self.act}"
         if not self.epilogue_scale and role(op, "row_scale") is not None:
             return "the linear has a row_scale of its own, kernel has none besides global scales"

@@ -45,7 +45,7 @@ from ..runtime.artifact import (
 from .build import Built, Options, Toolchain, build
 from .compiler import Compiler
 from .lower import place_of
-from .nvcc import DRIVER_MIN
+from .nvcc import DRIVER_MIN, CudaCompiler
 from .plan import EXPORTS, Plan, buckets_of, cpu_sources, make_plan, manifest_shape
 from .plan_cuda import SYMBOLS, arch_of, cuda_sources
 from .ptxas import resources
@@ -129,7 +129,8 @@ def compile_library(graph: Graph, target: Target, compiler: Toolchain, options: 
         sources, symbols = cpu_sources(plan, compiler.isas), EXPORTS
         isas = tuple(isa.name for isa in compiler.isas)
     else:
-        sources, symbols, isas = cuda_sources(plan, target), SYMBOLS, (target.name,)
+        arch = compiler.arch if isinstance(compiler, CudaCompiler) else None
+        sources, symbols, isas = cuda_sources(plan, target, arch), SYMBOLS, (target.name,)
     built = build(sources, symbols, compiler, options)
     texts = {unit.name: unit.text for unit in sources}
     seconds = time.perf_counter() - start

@@ -8,7 +8,7 @@ templates; each counts from the start of the workspace, whose first bytes are co
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..ir.graph import Op
 from ..ir.kernel import KernelDecl, Refusal, Workspace
@@ -20,6 +20,7 @@ from .kernels import LINEAR_OPS, Kernel, ceil_to, shape_of_linear
 
 CUDA = frozenset({"cuda"})
 HOPPER = frozenset({"cuda", "wgmma", "tma"})
+HOPPER_SHARED = 227 * 1024
 
 COUNTER_BYTES = 65536  # kCounterBytes of hb_cuda.h
 DECODE_ROWS = 32
@@ -30,12 +31,14 @@ DENSE_GEMV_ROWS = 8  # kTokens of dense_gemv.cu
 HEAD_DIMS = (16, 32, 48, 64, 96, 128, 256)
 """Head dimensions that the attention templates are instantiated for."""
 
-_GEMV_SHARED = 227 * 1024 - 6144  # bytes of a block's shared memory that rows of x may fill
-_MOST_SMS = 256  # multiprocessors of any device: a plan is made without one
+_SCRATCH = 6144  # bytes of a block's shared memory that dense_gemv.cu keeps from rows of x
+MOST_SMS = 256  # multiprocessors of any device: a plan is made without one
 _BF16 = 2.0**-9  # activations are rounded to bf16 before the products
 
-CUDA_FACTS: dict[str, object] = {"head_dims": HEAD_DIMS}
-"""What the templates may ask besides the facts that all templates share."""
+
+def head_dims(shared_bytes: int) -> tuple[int, ...]:
+    """Those of HEAD_DIMS whose keys and values fit the shared memory of a block."""
+    return tuple(d for d in HEAD_DIMS if d <= 128 or shared_bytes >= HOPPER_SHARED)
 
 
 def counters(op: Op, tokens: int) -> Workspace:
@@ -54,30 +57,40 @@ def _attention_decode(op: Op, tokens: int) -> Workspace:
     """Sums, peak and total of each split of the keys of each head."""
     heads, kv_heads = op.get("heads", 0), op.get("kv_heads", 0)
     pairs = tokens * kv_heads * -(-heads // kv_heads // 16)
-    splits = min(64, max(4, 2 * _MOST_SMS // pairs))
+    splits = min(64, max(4, 2 * MOST_SMS // pairs))
     return Workspace(COUNTER_BYTES + tokens * heads * splits * (op.get("head_dim", 0) + 2) * 4)
 
 
-def _fits_gemv(op: Op, tokens: int) -> str | None:
-    """All rows of x stand in the shared memory of each block."""
-    _, k = shape_of_linear(op)
-    nbytes = tokens * (ceil_to(k, 128) * 2 + 64)
-    if nbytes > _GEMV_SHARED:
-        return f"{tokens} rows of {k} need {nbytes} bytes of shared memory, a block has less"
-    return None
+@dataclass(frozen=True, slots=True)
+class _FewDense:
+    """dense_gemv.cu: all rows of x stand in the shared memory of each block, of so many bytes."""
+
+    shared_bytes: int
+
+    def __call__(self, op: Op, tokens: int) -> str | None:
+        if why := _FEW_DENSE(op, tokens):
+            return why
+        _, k = shape_of_linear(op)
+        nbytes = tokens * (ceil_to(k, 128) * 2 + 64)
+        if nbytes > self.shared_bytes - _SCRATCH:
+            return f"{tokens} rows of {k} need {nbytes} bytes of shared memory, a block has less"
+        return None
 
 
-def _dense_gemv_rule(op: Op, tokens: int) -> str | None:
-    return _FEW_DENSE(op, tokens) or _fits_gemv(op, tokens)
+def dense_gemv(shared_bytes: int) -> Kernel:
+    """The row of dense_gemv.cu where a block has so much shared memory."""
+    rule = _FewDense(shared_bytes)
+    return linear("dense_gemv_bf16", args.LINEAR, rule, workspace=counters)
 
 
-def _linear(
+def linear(
     name: str,
     struct: ArgsStruct,
     refuses: Refusal,
     needs: frozenset[str] = CUDA,
     workspace: Callable[[Op, int], Workspace] = _prepared_rows,
 ) -> Kernel:
+    """A linear on bf16 tensor cores."""
     promise = "bf16 products, f32 sums"
     decl = KernelDecl(name, LINEAR_OPS, needs, refuses, promise, _BF16, workspace)
     return Kernel(decl, name.removesuffix("_bf16"), struct)
@@ -98,6 +111,19 @@ def _plain(
     return Kernel(decl, family, struct)
 
 
+def attention(shared_bytes: int) -> tuple[Kernel, Kernel]:
+    """The rows of attention where a block has so much shared memory."""
+    dims, promise = head_dims(shared_bytes), "bf16 products, f32 sums, online softmax"
+    decode = HeadRule(dims=dims, most_rows=DECODE_ROWS)
+    prefill = HeadRule(dims=dims, least_rows=DECODE_ROWS + 1)
+    return (
+        _plain("attention_decode", args.ATTENTION, decode, promise, family="attention_decode",
+               serves=("attention",), workspace=_attention_decode),
+        _plain("attention_prefill", args.ATTENTION, prefill, promise, family="attention_prefill",
+               serves=("attention",)),
+    )  # fmt: skip
+
+
 _MANY = LinearRule("nvfp4", WGMMA, epilogue_scale=False, x="bf16")
 _FEW = replace(_MANY, rows=DECODE_ROWS)
 _DENSE = LinearRule("bf16", LINEAR, epilogue_scale=False, x="bf16", k_multiple=8)
@@ -106,10 +132,10 @@ _ANY = ("f32", "bf16")
 _F32 = "f32 arithmetic"
 
 KERNELS: tuple[Kernel, ...] = (
-    _linear("nvfp4_gemv", args.NVFP4_LINEAR, _FEW),
-    _linear("nvfp4_gemm", args.NVFP4_LINEAR, _MANY, HOPPER),
-    _linear("dense_gemv_bf16", args.LINEAR, _dense_gemv_rule, workspace=counters),
-    _linear("dense_gemm_bf16", args.LINEAR, _DENSE),
+    linear("nvfp4_gemv", args.NVFP4_LINEAR, _FEW),
+    linear("nvfp4_gemm", args.NVFP4_LINEAR, _MANY, HOPPER),
+    dense_gemv(HOPPER_SHARED),
+    linear("dense_gemm_bf16", args.LINEAR, _DENSE),
     _plain("embed_bf16", args.EMBED, EmbedRule("bf16", LINEAR), "a copy to f32", serves=("embed",)),
     _plain(
         "rope_append",
@@ -118,23 +144,7 @@ KERNELS: tuple[Kernel, ...] = (
         _F32,
         family="rope_append",
     ),
-    _plain(
-        "attention_decode",
-        args.ATTENTION,
-        HeadRule(dims=HEAD_DIMS, most_rows=DECODE_ROWS),
-        "bf16 products, f32 sums, online softmax",
-        family="attention_decode",
-        serves=("attention",),
-        workspace=_attention_decode,
-    ),
-    _plain(
-        "attention_prefill",
-        args.ATTENTION,
-        HeadRule(dims=HEAD_DIMS, least_rows=DECODE_ROWS + 1),
-        "bf16 products, f32 sums, online softmax",
-        family="attention_prefill",
-        serves=("attention",),
-    ),
+    *attention(HOPPER_SHARED),
     _plain(
         "rmsnorm",
         args.NORM,

@@ -110,7 +110,9 @@ def _linear(op: Op) -> Fields:
 
 def _nvfp4_linear(op: Op) -> Fields:
     w = op.args[1]
-    parts = {"scales": ref(w, "sf"), "row_scale": ref(w, "gs")}
+    parts: Fields = {"scales": ref(w, "sf"), "row_scale": ref(w, "gs")}
+    if input_scale := role(op, "input_scale"):
+        parts["input_scale"] = ref(input_scale)
     return _any_linear(op) | parts | _types(out=op.out)
 
 

@@ -24,6 +24,7 @@ REMEDY = 'pip install "halfbyte[cuda]"'
 OLDEST = (13, 0)
 DRIVER_MIN = "580"  # the first driver of CUDA 13
 SYSTEM = Path("/usr/local/cuda")
+CUTLASS = "cutlass_library"  # the package that nvidia-cutlass installs
 WHEELS = "cu13"  # the folder of nvidia-cuda-nvcc and its companions in the package `nvidia`
 
 _FLAGS = (
@@ -92,14 +93,19 @@ class CudaCompiler:
     def command_of(self, unit: str) -> tuple[str, ...]:
         """What compiles a unit of this name; paths of this machine, so no part of a cache key."""
         if unit.endswith(".cu"):
-            return str(self.nvcc.path), f"-ccbin={self.host.command[0]}"
+            includes = cutlass_includes() if self._uses_cutlass(unit) else ()
+            return str(self.nvcc.path), f"-ccbin={self.host.command[0]}", *includes
         return *self.host.command, "-isystem", str(self.nvcc.root / "include")
 
     def flags_of(self, unit: str) -> tuple[str, ...]:
         """The flags of a unit."""
         if unit.endswith(".cu"):
-            return *_FLAGS, self.arch.gencode
+            version = (f"-DHB_CUTLASS={cutlass_version()}",) if self._uses_cutlass(unit) else ()
+            return *_FLAGS, *self.arch.flags, *version
         return *self.host.compile_flags, *_HOST_FLAGS
+
+    def _uses_cutlass(self, unit: str) -> bool:
+        return "cutlass" in unit and not self.arch.twin
 
 
 def find_cuda_compiler(host: Compiler, arch: Arch, cuda_home: str | None) -> CudaCompiler:
@@ -134,6 +140,30 @@ def wheel_folders() -> list[Path]:
     spec = importlib.util.find_spec("nvidia")
     places = spec.submodule_search_locations if spec else None
     return [path for place in places or () if (path := Path(place) / WHEELS).is_dir()]
+
+
+def cutlass_folder() -> Path:
+    """The headers of the package nvidia-cutlass. Raises TargetError where it is not installed."""
+    spec = importlib.util.find_spec(CUTLASS)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    folder = Path(places[0]) / "source" if places else None
+    if folder is None or not (folder / "include" / "cutlass").is_dir():
+        raise TargetError(f"CUTLASS: its headers are not here; run `{REMEDY}`")
+    return folder
+
+
+def cutlass_includes() -> tuple[str, ...]:
+    """nvcc's flags for the headers of CUTLASS. Raises TargetError."""
+    folder = cutlass_folder()
+    folders = folder / "include", folder / "tools" / "util" / "include"
+    return tuple(word for path in folders for word in ("-isystem", str(path)))
+
+
+def cutlass_version() -> str:
+    """The version of CUTLASS's headers, as 4.2.0. Raises TargetError."""
+    text = (cutlass_folder() / "include" / "cutlass" / "version.h").read_text()
+    numbers = re.findall(r"#define CUTLASS_(?:MAJOR|MINOR|PATCH) (\d+)", text)
+    return ".".join(numbers)
 
 
 def _identify(path: Path) -> Nvcc | str:

@@ -27,12 +27,16 @@ _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One translation unit: its text, every header of ours it includes, and its own flags."""
+    """One translation unit: its text, every header of ours it includes, and its own flags.
+
+    `heavy`: it takes a minute and 5 GB to compile.
+    """
 
     name: str
     text: str
     headers: Mapping[str, str]
     flags: tuple[str, ...] = ()
+    heavy: bool = False
 
 
 @cache

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..ir.kernel import KernelDecl
-from ..ir.target import target
-from . import kernels, kernels_cuda
+from ..ir.target import Target, target
+from . import kernels, kernels_cuda, kernels_sm120
 from .kernels import Kernel
 
 
@@ -19,17 +19,26 @@ class Table:
     by_name: Mapping[str, Kernel]
 
 
-def _table(found: tuple[Kernel, ...]) -> Table:
-    return Table(found, {kernel.name: kernel for kernel in found})
+def _table(found: Iterable[Kernel]) -> Table:
+    """Of two kernels of one name, the first."""
+    by_name: dict[str, Kernel] = {}
+    for kernel in found:
+        by_name.setdefault(kernel.name, kernel)
+    return Table(tuple(by_name.values()), by_name)
+
+
+def _cuda(found: Target) -> Table:
+    own = kernels_sm120.kernels(found.shared_bytes) if "mma_nvfp4" in found.features else ()
+    return _table((*own, *kernels_cuda.KERNELS))
 
 
 CPU = _table(kernels.KERNELS)
-CUDA = _table(kernels_cuda.KERNELS)
 
 
 def table_of(name: str) -> Table:
     """The table of a target. Raises TargetError for an unknown one."""
-    return CUDA if "cuda" in target(name).features else CPU
+    found = target(name)
+    return _cuda(found) if "cuda" in found.features else CPU
 
 
 def declarations(name: str = "cpu") -> tuple[KernelDecl, ...]:

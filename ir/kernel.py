@@ -35,8 +35,10 @@ class KernelDecl:
 
     `serves` names ops; `needs` names features of the target (see ir/target.py); `refuses` and
     `workspace` are asked per op and bucket. A `fallback` kernel is taken only where the user allows
-    it by name. `promise` states the accuracy in words; `precision` is the relative error to which
-    it reads activations (2^-24: as they are), from which the self-test derives its tolerance.
+    it by name. An `exact` one reads the activations of W4A4 linears as they are, where the op
+    would quantise them (see `ops_fused.unquantized`). `promise` states the accuracy in words;
+    `precision` is the relative error to which it reads activations (2^-24: as they are), from which
+    the self-test derives its tolerance.
     """
 
     name: str
@@ -47,6 +49,7 @@ class KernelDecl:
     precision: float = 2.0**-24
     workspace: Callable[[Op, int], Workspace] = no_workspace
     fallback: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Weight layouts of the CUDA targets, as pure permutations of bits.
 
+`sfatom128x4`: what the block-scaled tensor cores of sm_120 read, through CUTLASS or our own
+kernels: codes row by row, scales in CUTLASS's atoms.
 `wgmma128x64`: what a warp needs of 16 rows x 64 k as A operand of m16n8k16 (and, four warps side
 by side, of wgmma m64nNk16) is 512 contiguous bytes, and each code's bits stand where bf16 wants
 them or a few shifts away. Kernels: codegen/templates/cuda/nvfp4_decode.cuh.jinja.
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from .layouts import pad_to, scales_from_sfatom, scales_to_sfatom
 from .numerics import U8, Array, pack_codes, unpack_codes
-from .types import TILE_K, TILE_ROWS
+from .types import CODE_ROW_K, TILE_K, TILE_ROWS
 
 # Bits of a half word that hold bits 0..3 (m, e, e, s) of the code of pair 0, 1, 2, 3.
 CODE_BITS = ((6, 7, 8, 15), (3, 4, 5, 12), (0, 1, 2, 13), (9, 10, 11, 14))
@@ -22,6 +24,18 @@ CODE_BITS = ((6, 7, 8, 15), (3, 4, 5, 12), (0, 1, 2, 13), (9, 10, 11, 14))
 _ROWS, _COLUMNS = (2, 4, 8, 2), (4, 2, 4, 2)
 _TO_WORDS = (0, 5, 1, 2, 3, 8, 6, 7, 4, 9)
 _FROM_WORDS = tuple(int(i) for i in np.argsort(_TO_WORDS))
+
+
+def nvfp4_to_sfatom(packed: U8, block_scale: Array) -> tuple[U8, Array]:
+    """Codes [N, K/2] and e4m3 scales [N, K/16] to sfatom128x4: codes [N, ceil32(K)/2], scales
+    [N/128, K/64, 512]. Padding is zero.
+    """
+    return pad_to(packed, 1, CODE_ROW_K // 2), scales_to_sfatom(block_scale)
+
+
+def nvfp4_from_sfatom(codes: U8, atoms: Array, n: int, k: int) -> tuple[U8, Array]:
+    """The inverse: packed codes [n, k/2] and e4m3 scales [n, k/16]."""
+    return codes[:, : k // 2], scales_from_sfatom(atoms, n, k // 16)
 
 
 def nvfp4_to_wgmma(packed: U8, block_scale: Array) -> tuple[U8, Array]:

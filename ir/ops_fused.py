@@ -23,6 +23,15 @@ def role(op: Op, name: str) -> Value | None:
     return op.args[roles.index(name)] if name in roles else None
 
 
+def unquantized(op: Op) -> Op:
+    """A linear without its activation quantiser: what an exact kernel makes of a W4A4 linear."""
+    if op.get("act", "f32") == "f32":
+        return op
+    kept = [(r, v) for r, v in zip(op.strs("roles"), op.args, strict=True) if r != "input_scale"]
+    attrs = {**op.attrs, "roles": tuple(r for r, _ in kept), "act": "f32"}
+    return Op(op.name, tuple(v for _, v in kept), op.outs, attrs, op.loc)
+
+
 def _roles(op: Op) -> dict[str, TensorType]:
     roles = op.strs("roles")
     if len(roles) != len(op.args) or roles[:2] != ("x", "w") or not set(roles) <= set(ROLES):

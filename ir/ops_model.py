@@ -13,7 +13,7 @@ from .errors import IRError
 from .graph import Op
 from .numerics import F64, Array
 from .opdef import Data, OpDef, activation, array, expect, f64, parts, plain, result
-from .types import LINEAR, P16, WGMMA, Dim, Nvfp4, Plain, TensorType, tensor
+from .types import P16, SFATOM, WGMMA, Dim, Nvfp4, Plain, TensorType, tensor
 
 LOGITS_ROWS = "R"
 
@@ -37,8 +37,9 @@ def weight_matrix(type_: TensorType, data: Data) -> F64:
         tiles = packed.reshape(*packed.shape[:2], 2, -1, 16)
         packed, sf = layouts_cuda.nvfp4_from_wgmma(tiles, sf, n, k)
         return numerics.dequantize_nvfp4(packed, sf, gs[:n])
-    if enc.layout != LINEAR:
-        sf = layouts.scales_from_sfatom(sf, n, k // enc.block)
+    if enc.layout == SFATOM:
+        packed, sf = layouts_cuda.nvfp4_from_sfatom(packed, sf, n, k)
+        return numerics.dequantize_nvfp4(packed, sf, gs[:n])
     rows = np.repeat(gs.astype(np.float32), enc.shards or (n,))
     return numerics.dequantize_nvfp4(packed, sf, rows)
 

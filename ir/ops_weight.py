@@ -113,7 +113,7 @@ def _infer_relayout(op: Op) -> TensorType:
     if isinstance(enc, Plain) and enc.layout == LINEAR and layout == P16:
         return type_.with_enc(Plain(enc.dtype, P16))
     if isinstance(enc, Nvfp4) and enc.layout == LINEAR and layout in (P16, SFATOM, WGMMA):
-        return type_.with_enc(Nvfp4(enc.block, layout, enc.shards if layout == SFATOM else ()))
+        return type_.with_enc(Nvfp4(enc.block, layout))
     raise IRError(f"relayout: no way from {type_} to layout {layout!r}")
 
 
@@ -128,9 +128,10 @@ def _relayout(op: Op, args: list[Data]) -> Data:
         return layouts.dense_to_p16(array(args[0]))
     _, enc = nvfp4(op, 0)
     data = parts(args[0])
-    if op.get("layout", "") == SFATOM:
-        return {**data, "sf": layouts.scales_to_sfatom(data["sf"])}
     rows = row_scales(enc, type_.static[0], data["gs"])
+    if op.get("layout", "") == SFATOM:
+        codes, atoms = layouts_cuda.nvfp4_to_sfatom(data[""], data["sf"])
+        return {"": codes, "sf": atoms, "gs": layouts.pad_to(rows, TILE_ROWS)}
     if op.get("layout", "") == WGMMA:
         codes, atoms = layouts_cuda.nvfp4_to_wgmma(data[""], data["sf"])
         tiles = codes.reshape(*codes.shape[:2], -1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import TargetError
-from .types import LINEAR, P16, PAGED, WGMMA
+from .types import LINEAR, P16, PAGED, SFATOM, WGMMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Target:
     `activation`, `cache_layout`: dtype of activations and of the KV cache, and how the cache lies.
     `buckets`: largest token counts a step is compiled for, ascending. Up to `sequences` each token
     is of its own sequence (decode); above, all are one sequence's (prefill).
+    `shared_bytes`: most shared memory that a block of a CUDA device may ask for.
     """
 
     name: str
@@ -29,7 +30,22 @@ class Target:
     buckets: tuple[int, ...]
     sequences: int
     graph_capture: bool
+    shared_bytes: int = 0
 
+
+_SM_120A = Target(
+    name="sm_120a",
+    features=frozenset({"cuda", "mma_nvfp4"}),
+    nvfp4_layout=SFATOM,
+    dense_layout=LINEAR,
+    w4a4_native=True,
+    activation="bf16",
+    cache_layout=PAGED,
+    buckets=(1, 2, 4, 8, 16, 32, 64, 512, 2048),
+    sequences=32,
+    graph_capture=True,
+    shared_bytes=99 * 1024,
+)
 
 TARGETS: dict[str, Target] = {
     "cpu": Target(
@@ -46,7 +62,7 @@ TARGETS: dict[str, Target] = {
     ),
     "sm_90a": Target(
         name="sm_90a",
-        features=frozenset({"cuda", "mma_bf16", "wgmma", "tma"}),
+        features=frozenset({"cuda", "wgmma", "tma"}),
         nvfp4_layout=WGMMA,
         dense_layout=LINEAR,
         w4a4_native=False,
@@ -55,7 +71,11 @@ TARGETS: dict[str, Target] = {
         buckets=(1, 2, 4, 8, 16, 32, 64, 512, 2048),
         sequences=32,
         graph_capture=True,
+        shared_bytes=227 * 1024,
     ),
+    "sm_120a": _SM_120A,
+    # The same kernels, as code that the later minor versions of the family (12.1) run too.
+    "sm_120f": replace(_SM_120A, name="sm_120f"),
 }
 
 

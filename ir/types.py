@@ -45,6 +45,8 @@ SUPER_BLOCK_BYTES = 576
 
 TILE_ROWS, TILE_K = 128, 64
 """Of a wgmma128x64 tile, and of a SfAtom: 128 rows x 4 block scales."""
+CODE_ROW_K = 32
+"""k of a row of sfatom128x4 codes is padded to a multiple: rows of whole 16-byte loads."""
 PAGE = 16
 """Positions in a page of a paged cache."""
 
@@ -121,9 +123,10 @@ class Nvfp4:
     all. Layouts (reference of each: docs/numerics.md):
     `linear`       codes [N, K/2] (even k in the low nibble), scales [N, K/16];
     `p16`          super-blocks [N/16][K/64][576 B], one f32 row scale per (padded) output row;
-    `sfatom128x4`  codes as linear, scales in CUTLASS's 128x4 atoms;
-    `wgmma128x64`  codes in tiles of 128 rows x 64 k as wgmma fragments, scales as sfatom128x4, one
-                   f32 row scale per (padded) output row.
+    `sfatom128x4`  codes as linear but rows padded to 16 bytes, scales in CUTLASS's 128x4 atoms,
+                   one f32 row scale per output row, padded to whole atoms;
+    `wgmma128x64`  codes in tiles of 128 rows x 64 k as wgmma fragments, scales and row scales as
+                   sfatom128x4.
     """
 
     block: int = 16
@@ -153,15 +156,15 @@ class Nvfp4:
             panels, blocks = ceil_div(n, PANEL_ROWS), ceil_div(k, SUPER_BLOCK_K)
             codes = Part("", "u8", (panels, blocks, SUPER_BLOCK_BYTES))
             return codes, Part("gs", "f32", (panels * PANEL_ROWS,))
-        codes = Part("", "u8", (n, k // 2))
+        if self.layout == LINEAR:
+            codes = Part("", "u8", (n, k // 2))
+            return codes, Part("sf", "f8e4m3", (n, k // self.block)), scales
         tiles = (ceil_div(n, TILE_ROWS), ceil_div(k, TILE_K))
-        if self.layout == WGMMA:
-            rows = Part("gs", "f32", (tiles[0] * TILE_ROWS,))
-            codes = Part("", "u8", (*tiles, TILE_ROWS * TILE_K // 2))
-            return codes, Part("sf", "f8e4m3", (*tiles, 512)), rows
+        shape = (*tiles, TILE_ROWS * TILE_K // 2)
         if self.layout == SFATOM:
-            return codes, Part("sf", "f8e4m3", (*tiles, 512)), scales
-        return codes, Part("sf", "f8e4m3", (n, k // self.block)), scales
+            shape = (n, ceil_div(k, CODE_ROW_K) * CODE_ROW_K // 2)
+        rows = Part("gs", "f32", (tiles[0] * TILE_ROWS,))
+        return Part("", "u8", shape), Part("sf", "f8e4m3", (*tiles, 512)), rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from halfbyte.codegen.isa import ISAS
 from halfbyte.codegen.kernels import BY_NAME, FAMILIES, GEMV_ROWS, KERNELS
 from halfbyte.codegen.lower import lower
 from halfbyte.codegen.render import source
-from halfbyte.codegen.table import CPU, CUDA
+from halfbyte.codegen.table import table_of
 from halfbyte.codegen.tolerance import RULES
 from halfbyte.ir.graph import Op, Place, Value
 from halfbyte.ir.ops import OPS
@@ -89,7 +89,8 @@ def test_names_ops_and_structs_exist() -> None:
         assert kernel.args in ARGS and kernel.family in FAMILIES
         assert kernel.decl.promise
     assert [kernel.name for kernel in KERNELS if kernel.decl.fallback] == ["nvfp4_rowmajor_linear"]
-    used = {kernel.args.name for table in (CPU, CUDA) for kernel in table.kernels}
+    tables = map(table_of, ("cpu", "sm_90a"))
+    used = {kernel.args.name for table in tables for kernel in table.kernels}
     assert used == {struct.name for struct in ARGS}
 
 

@@ -68,7 +68,7 @@ def build(toolchain: CudaCompiler, tmp_path_factory: pytest.TempPathFactory) -> 
         edit: Callable[[str], str] = str,
     ) -> Built:
         folder = tmp_path_factory.mktemp(unit)
-        rendered = source(f"{unit}.cu", None, "cuda", target=arch)
+        rendered = source(f"{unit}.cu", None, "cuda", target=arch, shared_bytes=SHARED_LIMIT)
         for name, text in {f"{unit}.cu": rendered.text, **rendered.headers}.items():
             (folder / name).write_text(edit(text))
         nvcc = (str(toolchain.nvcc.path), "-std=c++17", "-O3", "-Xptxas=-v", arch.gencode)
