@@ -52,6 +52,16 @@ def by_width(i: int) -> Variant:
     return variant
 
 
+def by_one_type(*operands: int) -> Variant:
+    """The dtype that these operands share; none where they differ, though ONNX lets them."""
+
+    def variant(op: Op) -> str:
+        found = {dtype(op, i) for i in operands}
+        return found.pop() if len(found) == 1 else ""
+
+    return variant
+
+
 def single(op: Op) -> str:
     """One variant, which looks at types as it runs."""
     return ""
@@ -73,6 +83,13 @@ class NetKernel:
 
 FAMILIES: dict[str, tuple[Isa, ...]] = {
     "elementwise": (SCALAR, AVX2, AVX512),
+    "reduce": (SCALAR, AVX2, AVX512),
+    "order": (SCALAR,),
+    "scan": (SCALAR,),
+    "boxes": (SCALAR,),
+    "softmax": (SCALAR, AVX2, AVX512),
+    "normalize": (SCALAR, AVX2, AVX512),
+    "channel_norm": (SCALAR, AVX2, AVX512),
 }
 """The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
 than SCALAR."""
@@ -87,4 +104,17 @@ def _family(
 KERNELS: tuple[NetKernel, ...] = (
     *_family("elementwise", by_type(0), NUMBERS, "add"),
     *_family("elementwise", by_type(0), FLOATS + SIGNED, "relu"),
+    # reductions, orders, normalisation, matrix products
+    *_family("reduce", by_type(0), (*NUMBERS, "bool"), "reduce_max", "reduce_min"),
+    *_family("reduce", by_type(0), NUMBERS, "reduce_sum", "reduce_mean", "reduce_prod"),
+    *_family("reduce", by_type(0), NUMBERS, "reduce_l1", "reduce_l2", "reduce_sum_square"),
+    *_family("reduce", by_type(0), FLOATS, "reduce_log_sum", "reduce_log_sum_exp"),
+    *_family("order", by_type(0), NUMBERS, "arg_max", "arg_min", "top_k"),
+    *_family("order", by_type(0), (*NUMBERS, "bool"), "unique"),
+    *_family("scan", by_type(0), NUMBERS, "cum_sum", "cum_prod"),
+    *_family("boxes", single, ("",), "non_max_suppression"),
+    *_family("softmax", by_type(0), FLOATS, "softmax", "log_softmax", "hardmax"),
+    *_family("normalize", by_one_type(0, 1), FLOATS, "layer_normalization", "rms_normalization"),
+    *_family("normalize", by_type(0), FLOATS, "group_normalization", "instance_normalization"),
+    *_family("channel_norm", by_type(0), FLOATS, "batch_normalization", "lrn", "lp_normalization"),
 )
