@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .layouts import pad_to, scales_from_sfatom, scales_to_sfatom
-from .numerics import U8, Array, pack_codes, unpack_codes
+from .numerics import U8, Array, pack_codes
 from .types import CODE_ROW_K, TILE_K, TILE_ROWS
 
 # Bits of a half word that hold bits 0..3 (m, e, e, s) of the code of pair 0, 1, 2, 3.
@@ -22,8 +22,19 @@ CODE_BITS = ((6, 7, 8, 15), (3, 4, 5, 12), (0, 1, 2, 13), (9, 10, 11, 14))
 # Axes of a code's place: a tile's 128 rows are [half][warp][g][odd row] and its 64 k are
 # [k16 step][upper eight][t][odd k]; pair = 2 * (upper eight) + (odd row); half word = odd k.
 _ROWS, _COLUMNS = (2, 4, 8, 2), (4, 2, 4, 2)
-_TO_WORDS = (0, 5, 1, 2, 3, 8, 6, 7, 4, 9)
-_FROM_WORDS = tuple(int(i) for i in np.argsort(_TO_WORDS))
+_FROM_WORDS = (0, 2, 3, 4, 8, 1, 6, 7, 5, 9)
+
+
+def _spread(pair: int) -> NDArray[np.uint32]:
+    """Of each packed byte (k even low, k odd high), the word with its two codes in place."""
+    codes = np.arange(256, dtype=np.uint32)
+    word = np.zeros(256, np.uint32)
+    for bit, place in enumerate(CODE_BITS[pair]):
+        word |= (codes >> bit & 1) << place | (codes >> (4 + bit) & 1) << (16 + place)
+    return word
+
+
+_SPREAD = tuple(_spread(pair) for pair in range(4))
 
 
 def nvfp4_to_sfatom(packed: U8, block_scale: Array) -> tuple[U8, Array]:
@@ -46,16 +57,16 @@ def nvfp4_to_wgmma(packed: U8, block_scale: Array) -> tuple[U8, Array]:
     (low, high half word) of rows 16 * warp + 2g (pair 0) and + 1 (pair 1), and 8 columns further
     on (pairs 2, 3), bits by CODE_BITS. Scales: e4m3 [N/128, K/64, 512]. Padding is zero.
     """
-    codes = pad_to(unpack_codes(packed), TILE_ROWS, TILE_K)
-    tiles, steps = codes.shape[0] // TILE_ROWS, codes.shape[1] // TILE_K
-    placed = codes.reshape(tiles, *_ROWS, steps, *_COLUMNS).transpose(_TO_WORDS)
-    # now [tile, step, half, warp, g, t, k16 step, upper eight, odd row, odd k]
-    pairs = placed.reshape(tiles, steps, 2, TILE_ROWS, 4, 4, 2)
-    halves = np.zeros((*pairs.shape[:-2], 2), np.uint16)
-    for pair, places in enumerate(CODE_BITS):
-        for bit, place in enumerate(places):
-            halves |= (pairs[..., pair, :].astype(np.uint16) >> bit & 1) << place
-    words = halves.astype("<u2").view(np.uint8).reshape(tiles, steps, 2, TILE_ROWS, 16)
+    padded = pad_to(packed, TILE_ROWS, TILE_K // 2)
+    tiles, steps = padded.shape[0] // TILE_ROWS, padded.shape[1] * 2 // TILE_K
+    codes = padded.reshape(tiles, *_ROWS, steps, *_COLUMNS[:3])
+    # now [tile, half, warp, g, odd row, step, k16 step, upper eight, t]: a byte is both odd k
+    joined = np.zeros((tiles, 2, 4, 8, steps, 4, 4), np.uint32)
+    for pair, spread in enumerate(_SPREAD):
+        joined |= np.take(spread, codes[:, :, :, :, pair % 2, :, :, pair // 2], mode="clip")
+    placed = joined.transpose(0, 4, 1, 2, 3, 6, 5)  # [tile, step, half, warp, g, t, k16 step]
+    words = np.ascontiguousarray(placed, "<u4").view(np.uint8)
+    words = words.reshape(tiles, steps, 2, TILE_ROWS, 16)
     return words, scales_to_sfatom(block_scale)
 
 
