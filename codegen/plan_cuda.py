@@ -66,17 +66,24 @@ def arch_of(target: Target) -> Arch:
     return Arch(target.name, int(found[1]), int(found[2]), found[3])
 
 
+def kernel_facts(
+    target: Target, arch: Arch | None = None, kernels: frozenset[str] = frozenset()
+) -> dict[str, object]:
+    """What the templates of one CUDA target (as `arch`, its own) may ask."""
+    return {
+        "head_dims": head_dims(target.shared_bytes),
+        "target": arch or arch_of(target),
+        "shared_bytes": target.shared_bytes,
+        "cutlass_tiles": tiles_of(kernels),
+    }
+
+
 def cuda_sources(plan: Plan, target: Target, arch: Arch | None = None) -> list[Source]:
     """Every translation unit of the plan's library for one CUDA target (as `arch`, its own)."""
     arch = arch or arch_of(target)
     names = frozenset(kernel.name for kernel in plan.kernels)
     _check_sampler(plan, target)
-    facts = {
-        "head_dims": head_dims(target.shared_bytes),
-        "target": arch,
-        "shared_bytes": target.shared_bytes,
-        "cutlass_tiles": tiles_of(names),
-    }
+    facts = kernel_facts(target, arch, names)
     more = units(names) if W4A4_FAMILY in plan.families else ()
     kernels = [source(f"{family}.cu", None, FOLDER, **facts) for family in plan.families]
     fixed = [source(name, None, FOLDER, **facts) for name in (SAMPLER, *RUNTIME_SOURCES)]

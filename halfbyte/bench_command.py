@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from .ir.errors import ModelError
 from .run_command import ISAS, upload_progress
 from .runtime import Model, Sampling, load
+from .runtime.cuda_session import STEPS_AHEAD, CudaSession
 
 _HELP = "time prefill (pp) and decode (tg) as llama-bench does"
 
@@ -20,8 +22,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Registers `bench` with argparse's subparsers."""
     parser: argparse.ArgumentParser = subparsers.add_parser("bench", help=_HELP, description=_HELP)
     parser.add_argument("artifact", help="folder NAME.hb that `halfbyte compile` made")
-    parser.add_argument("-p", type=int, default=512, metavar="N", help="prompt tokens; 0: skip")
+    parser.add_argument("-p", type=_numbers, default=[512], metavar="N[,N...]",
+                        help="prompt tokens; 0: skip")  # fmt: skip
     parser.add_argument("-n", type=int, default=128, metavar="N", help="tokens to decode; 0: skip")
+    parser.add_argument("-d", type=int, default=0, metavar="N",
+                        help="tokens in the cache when decoding begins")  # fmt: skip
+    parser.add_argument("-b", type=_numbers, default=[1], metavar="N[,N...]",
+                        help="sequences that are decoded at once (more than 1: devices only); "
+                        "t/s counts the tokens of all")  # fmt: skip
     parser.add_argument("-r", type=int, default=5, metavar="N", help="repetitions")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
@@ -34,8 +42,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Raises ModelError or TargetError; returns the exit status."""
-    if args.r < 1 or args.p < 0 or args.n < 0:
-        raise ModelError("bench: expected -r >= 1, -p >= 0 and -n >= 0; correct the numbers")
+    _check(args)
     with load(
         args.artifact,
         device=args.device,
@@ -43,8 +50,10 @@ def main(args: argparse.Namespace) -> int:
         isa=args.isa,
         progress=upload_progress,
     ) as model:
-        rows = [_row(model, f"pp{args.p}", args.p, _prefill(model, args))] if args.p else []
-        rows += [_row(model, f"tg{args.n}", args.n, _decode(model, args))] if args.n else []
+        rows = [_row(model, f"pp{p}", p, _prefill(model, p, args.r)) for p in args.p if p]
+        if args.n:
+            rows += [_row(model, _test(args, b), b * args.n, _decode(model, args, b))
+                     for b in args.b]  # fmt: skip
         profile = _profile(model, args) if args.profile else None
     if args.o == "json":
         result = rows if profile is None else {"tests": rows, "profile": profile}
@@ -55,32 +64,82 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prefill(model: Model, args: argparse.Namespace) -> list[float]:
-    """Seconds of prefilling `-p` tokens into an empty cache, logits of the last one only."""
-    ids = _random_ids(model, args.p)
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.r < 1 or min(args.p) < 0 or args.n < 0 or args.d < 0 or min(args.b) < 1:
+        raise ModelError(
+            "bench: expected -r >= 1, -p >= 0, -n >= 0, -d >= 0 and -b >= 1; correct the numbers"
+        )
+    if max(args.b) > 1 and args.device == "cpu":
+        raise ModelError("bench: -b over 1 needs a device that decodes batches; add --device cuda")
+
+
+def _test(args: argparse.Namespace, batch: int) -> str:
+    depth = f" @ d{args.d}" if args.d else ""
+    return f"tg{args.n}{depth}" + (f" x {batch}" if batch > 1 else "")
+
+
+def _prefill(model: Model, tokens: int, repetitions: int) -> list[float]:
+    """Seconds of prefilling so many tokens into an empty cache, logits of the last one only."""
+    ids = _random_ids(model, tokens)
 
     def run() -> None:
         model.session.begin()
         model.session.rewind()
         model.session.feed(ids)
 
-    return _timed(run, args.r)
+    return _timed(run, repetitions)
 
 
-def _decode(model: Model, args: argparse.Namespace) -> list[float]:
-    """Seconds of decoding `-n` tokens one by one from an empty cache (see Session.decode)."""
-    ids = _random_ids(model, args.n)
-    model.session.require_fit(args.n)
+def _decode(model: Model, args: argparse.Namespace, batch: int) -> list[float]:
+    """Seconds of decoding `-n` tokens of each sequence behind `-d` cached ones."""
+    session = model.session
+    session.require_fit(args.d + args.n)
+    session.begin()
+    session.rewind()
+    prompt, ids = _random_ids(model, args.d), _random_ids(model, args.n)
+    if batch > 1:
+        if not isinstance(session, CudaSession):
+            raise ModelError("bench: -b over 1 needs a device that decodes batches")
+        return _timed(_batch(session, prompt, ids[0], args.n, batch), args.r)
+    if prompt:
+        session.feed(prompt)
 
     def run() -> None:
-        model.session.begin()
-        model.session.rewind()
-        model.session.decode(ids)
+        session.rewind(args.d)
+        session.decode(ids)
 
     return _timed(run, args.r)
 
 
-def _timed(run: Any, repetitions: int) -> list[float]:
+def _batch(
+    session: CudaSession, prompt: list[int], token: int, steps: int, batch: int
+) -> Callable[[], None]:
+    """What decodes so many steps of sequences that all begin with the prompt: see Batch."""
+    if batch > session.sequences:
+        raise ModelError(f"bench: -b: expected at most {session.sequences}, found {batch}")
+    slots = list(range(batch))
+    for slot in slots:
+        session.require_pages(slot, len(prompt) + steps)
+        if prompt:
+            session.prefill_sampled(slot, prompt, 0, Sampling(), seed=0)
+
+    def run() -> None:
+        session.start(slots, [token] * batch, [len(prompt)] * batch)
+        left = steps
+        while left or session.ahead:
+            if more := min(left, STEPS_AHEAD - session.ahead):
+                session.advance(more)
+                left -= more
+            session.poll()
+
+    return run
+
+
+def _timed(run: Callable[[], None], repetitions: int) -> list[float]:
     run()  # warm: pages of the weights, threads, clocks
     seconds: list[float] = []
     for _ in range(repetitions):

@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]
 DECODE_ROWS = 32  # buckets up to here hold one token of each of several sequences
 _PIECE = 1 << 30  # bytes of weights between two reports of progress
 _SPARE = 512 << 20  # bytes of the device left to graphs, to the driver and to others
-_AHEAD = 8  # steps that `decode` lets the device be ahead
+STEPS_AHEAD = 8  # steps that `decode` lets the device be ahead
 _COUNTERS = ("steps", "graph_launches", "step_allocations", "step_copies", "setup_allocations",
              "setup_copies")  # fmt: skip
 
@@ -217,7 +217,7 @@ class CudaSession(Session):
         self.start([0], ids[:1], [position])
         left = len(ids)
         while left or self._ahead:
-            if more := min(left, _AHEAD - self._ahead):
+            if more := min(left, STEPS_AHEAD - self._ahead):
                 self.advance(more)
                 left -= more
             self.tokens.extend(row[0] for row in self.poll())
