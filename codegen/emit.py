@@ -7,24 +7,18 @@ the library's kernels agree with the interpreter on the bytes just written.
 
 from __future__ import annotations
 
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..ir.errors import IRError
-from ..ir.graph import Graph, Op, Value
-from ..ir.interp import WeightSource, fold
+from ..ir.graph import Graph, Op
+from ..ir.interp import WeightSource
 from ..ir.kernel import KernelDecl, Refused
-from ..ir.numerics import Array
-from ..ir.opdef import Data
 from ..ir.target import Target
 from ..runtime.artifact import (
     FORMAT,
-    WEIGHTS,
     ArenaFacts,
     Artifact,
     ArtifactWriter,
@@ -36,30 +30,17 @@ from ..runtime.artifact import (
     Refusal,
     SelfTest,
     TargetFacts,
-    TensorSpec,
-    WeightFacts,
-    WeightImage,
     WeightsFile,
-    place,
 )
 from .build import Built, Options, Toolchain, build
 from .compiler import Compiler
-from .lower import place_of
 from .nvcc import DRIVER_MIN, CudaCompiler
 from .plan import EXPORTS, Plan, buckets_of, cpu_sources, make_plan, manifest_shape
 from .plan_cuda import SYMBOLS, arch_of, cuda_sources
 from .ptxas import resources
 from .sass import census, find_tools, matrix_instruction
 from .selftest import Session, selftest
-
-# Weights evaluated at once, ahead of the writer; numpy works without the GIL. Each takes some times
-# its weight of memory, so there are never many.
-_WORKERS = max(2, min(8, os.cpu_count() or 1))
-_DTYPES = {
-    "f32": "F32", "bf16": "BF16", "f16": "F16", "f8e4m3": "F8_E4M3", "f8e8m0": "F8_E8M0",
-    "u8": "U8", "i8": "I8", "i32": "I32", "i64": "I64", "bool": "BOOL", "f64": "F64",
-}  # fmt: skip
-
+from .weights import Known, Layout, evaluated, lay_out, weight_facts
 
 LATE_PHASES = (
     ("60_codegen", "C++ from templates, one library, every export found"),
@@ -96,18 +77,30 @@ class Library:
 
 
 @dataclass(frozen=True, slots=True)
+class Build:
+    """What one target contributes to an artifact.
+
+    `kernels` is the table of choices (see `kernel_choice`), `phases` what those before 60 took,
+    `recipe` how its NVFP4 linears run.
+    """
+
+    graph: Graph
+    library: Library
+    kernels: tuple[KernelChoice, ...] = ()
+    phases: tuple[PhaseFacts, ...] = ()
+    recipe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What phase 70 writes besides weights and code; all of it decided by the driver.
 
-    `files` are small parts by name (tokenizer.json, passes/05_canonicalize.ir, …). `kernels` is the
-    table of choices (see `kernel_choice`), `phases` what the phases before 60 took.
+    `files` are small parts by name (tokenizer.json, passes/cpu/05_canonicalize.ir, …).
     """
 
     model: ModelFacts
     producer: str
     created: str
-    kernels: tuple[KernelChoice, ...]
-    phases: tuple[PhaseFacts, ...]
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     generation: Mapping[str, object] = field(default_factory=dict[str, object])
     threads: int = 2
@@ -167,127 +160,76 @@ def kernel_choice(
 
 
 def write_artifact(
-    out: Path, graph: Graph, library: Library, weights: WeightSource, request: Request
+    out: Path, builds: Sequence[Build], weights: WeightSource, request: Request
 ) -> Artifact:
-    """Phase 70: weights, library, files and manifest, put in place once the self-test has passed.
+    """Phase 70: weights, libraries, files and manifest, put in place once self-tests have passed.
 
     ModelError: `out` is something else's, or a checkpoint tensor cannot be read. TargetError: the
     disk is full, or a kernel is wrong on this machine.
     """
-    start = time.perf_counter()
-    stored = stored_values(graph)
-    image = weight_image(stored)
-    if image.nbytes != library.plan.weights_bytes:
-        raise IRError(f"weights: planned {library.plan.weights_bytes}, found {image.nbytes} bytes")
+    known = Known()
     with ArtifactWriter(out) as writer:
-        with writer.weights(image) as file:
-            for value, data in _evaluated(stored, graph, weights):
-                for name, part in _named_parts(value, data):
-                    file.add(name, part)
-        request.tell("weights", start)
-        part = writer.add_file(library.name, library.built.path)
+        targets = {
+            build.library.target.name: _write_target(writer, build, weights, known, request)
+            for build in builds
+        }
         for name, text in request.files.items():
             writer.add_bytes(name, text)
-        tests = () if library.on_device else _selftest(writer, library, request)
-        phases = (*request.phases, *_own_phases(library, start))
-        features = ("x86-64", *_glibc(library), *_device_features(library))
-        target = TargetFacts(library.name, part.sha256, library.isas, features)
         manifest = Manifest(
             format=FORMAT,
             producer=request.producer,
             created=request.created,
             model=request.model,
-            targets={library.target.name: target},
+            targets=targets,
             parts=writer.parts,
-            buckets=buckets_of(graph),
-            arena=_arena(library.plan, request.threads),
-            kernels=request.kernels,
-            weights=weight_facts(stored, graph),
-            driver_min=DRIVER_MIN if library.on_device else None,
-            code=library.code,
-            selftest=tests,
-            phases=phases,
             generation=request.generation,
         )
         return writer.commit(manifest)
 
 
-# --- weights --------------------------------------------------------------------------------------
-
-
-def stored_values(graph: Graph) -> list[Value]:
-    """The constants that launches read, in the order of the weight file."""
-    found = [v for v in graph.values() if v.place is not None and v.place.space == "weights"]
-    return sorted(found, key=lambda v: place_of(v).offset)
-
-
-def weight_image(stored: Sequence[Value]) -> WeightImage:
-    """The layout of the weight file. IRError: it is not where phase 40 put the values."""
-    specs: list[TensorSpec] = []
-    planned: list[int] = []
-    for value in stored:
-        for offset, part in value.type.placed_parts():
-            specs.append(
-                TensorSpec(_part_name(value, part.suffix), _DTYPES[part.dtype], part.shape)
-            )
-            planned.append(place_of(value).offset + offset)
-    image = place(specs)
-    if list(image.offsets) != planned:
-        wrong = next(i for i, at in enumerate(planned) if image.offsets[i] != at)
-        found, wanted = image.offsets[wrong], planned[wrong]
-        raise IRError(f"{specs[wrong].name}: planned at {wanted}, stands at {found}")
-    return image
-
-
-def _part_name(value: Value, suffix: str) -> str:
-    return f"{value.name}:{suffix}" if suffix else value.name
-
-
-def _named_parts(value: Value, data: Data) -> Iterator[tuple[str, Array]]:
-    for part in value.type.enc.parts(value.type.static):
-        array = data[part.suffix] if isinstance(data, dict) else data
-        if array.shape != part.shape:
-            raise IRError(f"{value}: part {part} came out as {array.shape}")
-        yield _part_name(value, part.suffix), array
-
-
-def _evaluated(
-    stored: Sequence[Value], graph: Graph, weights: WeightSource
-) -> Iterator[tuple[Value, Data]]:
-    """Each value with its data, in order, evaluated a few ahead."""
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        ahead: deque[tuple[Value, Future[list[Data]]]] = deque()
-        for value in stored:
-            ahead.append((value, pool.submit(fold, [value], graph, weights)))
-            if len(ahead) > _WORKERS:
-                first, future = ahead.popleft()
-                yield first, future.result()[0]
-        for value, future in ahead:
-            yield value, future.result()[0]
-
-
-def weight_facts(stored: Sequence[Value], graph: Graph) -> tuple[WeightFacts, ...]:
-    """One line per stored value: its IR name, the checkpoint tensors it is made of, its place."""
-    producers = graph.producers()
-
-    def sources(value: Value) -> list[str]:
-        op = producers[value]
-        if op.name == "weight":
-            return [op.get("source", "")]
-        return list(dict.fromkeys(name for arg in op.args for name in sources(arg)))
-
-    return tuple(
-        WeightFacts(v.name, tuple(sources(v)), str(v.type), place_of(v).offset, v.type.nbytes)
-        for v in stored
+def _write_target(
+    writer: ArtifactWriter, build: Build, weights: WeightSource, known: Known, request: Request
+) -> TargetFacts:
+    """The weights and the library of one target, tested where it runs here."""
+    start = time.perf_counter()
+    graph, library = build.graph, build.library
+    layout = lay_out(graph, library.target.name, known, library.on_device)
+    size = sum(run.bytes for run in layout.runs)
+    if size != library.plan.weights_bytes:
+        raise IRError(f"weights: planned {library.plan.weights_bytes}, found {size} bytes")
+    if layout.own:
+        with writer.weights(layout.image, layout.file) as file:
+            for name, part in evaluated(layout.own, graph, weights):
+                file.add(name, part)
+    request.tell(f"weights for {library.target.name}", start)
+    part = writer.add_file(library.name, library.built.path)
+    tests = () if library.on_device else _selftest(writer, layout, library, request)
+    return TargetFacts(
+        library=library.name,
+        library_sha256=part.sha256,
+        isas=library.isas,
+        features=("x86-64", *_glibc(library), *_device_features(library)),
+        buckets=buckets_of(graph),
+        arena=_arena(library.plan, request.threads),
+        kernels=build.kernels,
+        weights=weight_facts(graph),
+        image=layout.runs,
+        recipe=build.recipe,
+        driver_min=DRIVER_MIN if library.on_device else None,
+        code=library.code,
+        selftest=tests,
+        phases=(*build.phases, *_own_phases(library, start)),
     )
 
 
 # --- facts ----------------------------------------------------------------------------------------
 
 
-def _selftest(writer: ArtifactWriter, library: Library, request: Request) -> tuple[SelfTest, ...]:
+def _selftest(
+    writer: ArtifactWriter, layout: Layout, library: Library, request: Request
+) -> tuple[SelfTest, ...]:
     start = time.perf_counter()
-    mapped = WeightsFile(writer.folder / WEIGHTS)
+    mapped = WeightsFile(writer.folder / layout.file)
     try:
         with Session(library.built.path, mapped.image, threads=request.threads) as session:
             tests = tuple(selftest(library.plan, session))

@@ -35,7 +35,8 @@ def compile(
 ) -> CompileReport:
     """Compile a model (folder of SafeTensors, or a GGUF file) into the artifact `out`.
 
-    quantize: "nvfp4" turns unquantised linears into NVFP4. recipe: "w4a4", "w4a16", or "auto", the
+    target: "cpu", "sm_120a", "sm_120f" or "sm_90a", or several: "sm_120a,sm_90a,cpu". quantize:
+    "nvfp4" turns unquantised linears into NVFP4. recipe: "w4a4", "w4a16", or "auto", the
     checkpoint's as the target serves it. context: positions of the KV cache (4096, or what the
     model was made for if that is less). allow_fallback: slow kernels permitted by name.
     Raises ModelError, TargetError.

@@ -150,11 +150,11 @@ def _timed(run: Callable[[], None], repetitions: int) -> list[float]:
 
 
 def _row(model: Model, test: str, tokens: int, seconds: list[float]) -> dict[str, object]:
-    facts, session = model.artifact.manifest.model, model.session
+    facts, session, made = model.artifact.manifest.model, model.session, model.facts
     rates = [tokens / s for s in seconds]
     return {
-        "model": " ".join(filter(None, (facts.name, facts.recipe))),
-        "size": sum(weight.bytes for weight in model.artifact.manifest.weights),
+        "model": " ".join(filter(None, (facts.name, made.recipe))),
+        "size": sum(weight.bytes for weight in made.weights),
         "params": facts.parameters,
         "backend": session.backend,
         "threads": session.threads,
@@ -177,8 +177,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _profile(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     """The kernels of a decode step after `-n` tokens, and the Python side of real decoding."""
-    session, manifest = model.session, model.artifact.manifest
-    launches = [k for k in manifest.kernels if k.bucket == manifest.buckets[0]]
+    session, made = model.session, model.facts
+    launches = [k for k in made.kernels if k.bucket == made.buckets[0]]
     steps = min(max(args.n, 2), session.context - 1)
     native, host = _decode_split(model, steps)
     runs = [session.profile(1, 1, steps // 2, len(launches)) for _ in range(args.r + 1)][1:]

@@ -20,7 +20,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser("compile", help=_HELP, description=_HELP)
     parser.add_argument("model", type=Path, help="folder with config.json, or a .gguf file")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT.hb", help="the artifact to write")
-    parser.add_argument("--target", default="cpu", help="default: cpu")
+    parser.add_argument("--target", default="cpu", metavar="NAME[,NAME]", help="cpu (the default), "
+                        "sm_120a, sm_120f, sm_90a; several with commas between")  # fmt: skip
     parser.add_argument("--quantize", choices=["nvfp4"], help="turn unquantised linears into NVFP4")
     parser.add_argument("--recipe", default="auto", choices=["auto", "w4a4", "w4a16"],
                         help="activations of NVFP4 linears; auto: the checkpoint's, as the target "
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(report.to_json(), indent=1))
     elif report.artifact is None:
         if args.dump is None:
-            print(report.text, end="")
+            print("".join(r.text for r in (report, *report.others)), end="")
     else:
         print("\n".join(summary(report)))
     return 0
@@ -103,10 +104,17 @@ def _roofline(floor: Floor) -> str:
 
 
 def summary(report: CompileReport) -> list[str]:
-    """The closing summary, aligned."""
+    """The closing summary, aligned: of each target, and then of the artifact."""
+    lines = [line for r in (report, *report.others) for line in _target(r, bool(report.others))]
+    size = f"{report.artifact}, {_mib(report.artifact_bytes)}, in {report.seconds:.1f} s"
+    return [*lines, f"{'artifact':10} {size}"]
+
+
+def _target(report: CompileReport, named: bool) -> list[str]:
     kinds = ", ".join(f"{count} x {name}" for name, count in report.kernels.items())
     formats = ", ".join(f"{name} {_mib(n)}" for name, n in report.bytes_by_format.items())
     rows = [
+        *([("target", report.target)] if named else []),
         ("launches", f"{report.launches} per step, buckets {list(report.buckets)}"),
         ("kernels", kinds),
         ("fallbacks", str(report.fallbacks)),
@@ -116,7 +124,5 @@ def summary(report: CompileReport) -> list[str]:
         ("self-test", f"{report.selftests} kernels against the interpreter, worst "
                       f"{report.worst_selftest:.0%} of the tolerance"),
         ("roofline", _roofline(report.floor)),
-        ("artifact", f"{report.artifact}, {_mib(report.artifact_bytes)}, "
-                     f"in {report.seconds:.1f} s"),
     ]  # fmt: skip
     return [f"{name:10} {text}" for name, text in rows]

@@ -22,9 +22,11 @@ from .runtime.artifact import Artifact
 class CompileReport:
     """Facts of a finished (or, with compile_to, stopped) compilation. Sizes in bytes.
 
-    `artifact` is None where no artifact was asked for; `text` is the last IR.
+    `artifact` is None where no artifact was asked for; `text` is the last IR. `others`: the same of
+    further targets.
     """
 
+    target: str
     artifact: Path | None
     artifact_bytes: int
     seconds: float
@@ -42,11 +44,13 @@ class CompileReport:
     worst_selftest: float
     floor: Floor
     text: str
+    others: tuple[CompileReport, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Everything but the IR text, as plain data."""
         facts = asdict(self)
         del facts["text"]
+        facts["others"] = [other.to_json() for other in self.others]
         facts["artifact"] = None if self.artifact is None else str(self.artifact)
         facts["floor"]["tokens_per_second"] = self.floor.tokens_per_second
         return facts
@@ -62,11 +66,13 @@ def report_of(
     """The report; without an artifact, what is not known yet is zero."""
     buckets = context.target.buckets
     ops = launched(graph)
-    tests = artifact.manifest.selftest if artifact else ()
+    facts = artifact.target(context.target.name) if artifact else None
+    tests = facts.selftest if facts else ()
     parts = artifact.manifest.parts.values() if artifact else ()
     slow = {k.name for k in context.kernels if k.fallback}
     is_here = "cpu" in context.target.features  # a device's memory is not this machine's
     return CompileReport(
+        target=context.target.name,
         artifact=artifact.folder if artifact else None,
         artifact_bytes=sum(p.bytes for p in parts),
         seconds=seconds,
@@ -77,7 +83,7 @@ def report_of(
         fallbacks=sum(name in slow for op in ops for name in op.strs("kernels")),
         bytes_by_format=_bytes_by_format(graph),
         arena=space_bytes(graph, ARENA) * buckets[-1],
-        workspace=artifact.manifest.arena.workspace if artifact else 0,
+        workspace=facts.arena.workspace if facts else 0,
         state=space_bytes(graph, STATE),
         context=artifact.manifest.model.context if artifact else 0,
         selftests=len(tests),

@@ -134,7 +134,7 @@ def examine(cache: Path, cxx: str | None) -> Report:
     names = (*RUN_PACKAGES, *COMPILE_PACKAGES, *OPTIONAL_PACKAGES)
     packages = tuple(_package(name) for name in names)
     compilers = (_cxx(cache, cxx), _zig(), _nvcc())
-    gpus = _gpus()
+    gpus = read_gpus()
     targets = (cpu_target(compilers, packages), *(cuda_target(n, compilers, gpus)
                for n in CUDA_TARGETS))  # fmt: skip
     return Report(
@@ -196,7 +196,8 @@ def _nvcc() -> Tool:
     return Tool("nvcc", words[after] if after < len(words) else None, path)
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def read_gpus() -> tuple[Gpu, ...]:
+    """The CUDA devices, as nvidia-smi tells; none where there is no driver."""
     path = shutil.which("nvidia-smi")
     if path is None:
         return ()

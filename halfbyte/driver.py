@@ -9,8 +9,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ from . import __version__
 from .codegen.build import Event, Toolchain, ffi_options
 from .codegen.compiler import find_compiler
 from .codegen.emit import (
+    Build,
     Library,
     Request,
     compile_library,
@@ -44,7 +45,7 @@ from .passes import pipeline
 from .passes.context import RECIPES, Context
 from .passes.p35_select_kernels import select
 from .passes.pipeline import Report
-from .runtime.artifact import ModelFacts, PhaseFacts
+from .runtime.artifact import PASSES, Artifact, ModelFacts, PhaseFacts
 
 DEFAULT_CONTEXT = 4096
 IMPORT, CODEGEN, ARTIFACT = "00_import", "60_codegen", "70_artifact"
@@ -59,6 +60,7 @@ def _quiet(line: str) -> None:
 class Options:
     """What the user asked for. `out` may be missing only with `compile_to`.
 
+    target: one, or several with commas between; the first stands for all where one is asked for.
     progress: takes a line of progress. print_ir: takes the IR text behind each phase.
     start_from: a phase's id and the file with the text behind it.
     """
@@ -78,12 +80,12 @@ class Options:
 
 
 class _Run:
-    """One compilation under way: the options, its dumps, and the clock."""
+    """The compilation for one target under way: the options, its dumps, and the clock."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, options: Options, target: Target) -> None:
+        self.options, self.target = options, target
         self.dumps = Dumps()
-        self.start = self.mark = time.perf_counter()
+        self.mark = time.perf_counter()
 
     def lap(self) -> float:
         """Milliseconds since the last call."""
@@ -111,28 +113,65 @@ def compile_model(options: Options) -> CompileReport:
 
     Raises ModelError, TargetError, and IRError for a bug of ours.
     """
-    _check(options)
-    run = _Run(options)
-    chosen = target(options.target)
+    targets = _targets(options)
+    start = time.perf_counter()
     checkpoint = open_checkpoint(options.model)
     imported = import_model(checkpoint, context=_context(checkpoint, options))
+    for note in imported.notes:
+        options.progress(f"{IMPORT:22} note: {note}")
+    made: list[_Made] = []
+    for chosen in targets:
+        if len(targets) > 1:
+            options.progress(f"target {chosen.name}")
+        run = _Run(options, chosen)
+        try:
+            made.append(_compile(run, imported))
+        finally:
+            if options.dump:
+                run.dumps.write(options.dump / chosen.name if len(targets) > 1 else options.dump)
+    artifact = _write(made, imported, options)
+    seconds = time.perf_counter() - start if artifact else 0.0
+    first, *others = (report_of(m.graph, m.run.dumps, m.context, artifact, seconds) for m in made)
+    return replace(first, others=tuple(others))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was compiled for one target; no library where it was not asked for."""
+
+    run: _Run
+    graph: Graph
+    context: Context
+    library: Library | None
+
+
+def _compile(run: _Run, imported: Imported) -> _Made:
+    """Phases 00 to 60 for one target."""
+    options = run.options
     context = Context(
-        target=chosen, kernels=declarations(chosen.name), weights=imported.weights,
+        target=run.target, kernels=declarations(run.target.name), weights=imported.weights,
         recipe=options.recipe, quantize=options.quantize, allow_fallback=options.allow_fallback,
     )  # fmt: skip
     text = pipeline.check(imported.graph, IMPORT)
     run.hook(Report(IMPORT, IMPORT_WHY, imported.graph, "", text, _import_log(imported)))
-    for note in imported.notes:
-        options.progress(f"{IMPORT:22} note: {note}")
     run.dumps.files["scales.json"] = json.dumps(_scales(imported, context), indent=0).encode()
-    try:
-        graph = _phases(run, imported.graph, context)
-        if options.compile_to and not _is_late(options.compile_to):
-            return report_of(graph, run.dumps, context)
-        return _build(run, graph, context, imported, options)
-    finally:
-        if options.dump:
-            run.dumps.write(options.dump)
+    graph = _phases(run, imported.graph, context)
+    if options.compile_to and not _is_late(options.compile_to):
+        return _Made(run, graph, context, None)
+    cache = cache_folder()
+    toolchain = _toolchain(run.target, cache)
+    library = compile_library(graph, run.target, toolchain, ffi_options(cache, run.built))
+    run.tell(CODEGEN, f"{len(library.plan.kernels)} kernels for {', '.join(library.isas)}")
+    run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
+    return _Made(run, graph, context, library)
+
+
+def _targets(options: Options) -> tuple[Target, ...]:
+    """The targets, each once, in the order given. Raises ModelError and TargetError."""
+    names = list(dict.fromkeys(name.strip() for name in options.target.split(",")))
+    targets = tuple(target(name) for name in names)
+    _check(options, targets)
+    return targets
 
 
 def _import_log(imported: Imported) -> tuple[LogEntry, ...]:
@@ -141,14 +180,16 @@ def _import_log(imported: Imported) -> tuple[LogEntry, ...]:
     return (*excused, *(LogEntry("note", "", True, note) for note in imported.notes))
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, targets: Sequence[Target]) -> None:
     if options.recipe not in RECIPES:
         raise ModelError(f"recipe {options.recipe!r}: unknown, expected {', '.join(RECIPES)}")
     if options.quantize not in (None, "nvfp4"):
         raise ModelError(f"quantize {options.quantize!r}: unknown, expected nvfp4")
-    names = {k.name for k in declarations(options.target) if k.fallback}
+    names = {k.name for t in targets for k in declarations(t.name) if k.fallback}
     for name in sorted(options.allow_fallback - names):
         raise ModelError(f"allow_fallback {name!r}: no fallback kernel, expected {sorted(names)}")
+    if options.start_from and len(targets) > 1:
+        raise ModelError("start_from: the IR of a phase is of one target; name only that one")
     if options.out is None and options.compile_to is None:
         raise ModelError("out: the path of the artifact is missing")
 
@@ -181,22 +222,25 @@ def _phases(run: _Run, graph: Graph, context: Context) -> Graph:
     return pipeline.run(graph, context, phases, run.hook)
 
 
-def _build(
-    run: _Run, graph: Graph, context: Context, imported: Imported, options: Options
-) -> CompileReport:
-    """Phases 60 and 70."""
-    cache, chosen = cache_folder(), context.target
-    built = ffi_options(cache, run.built)
-    library = compile_library(graph, chosen, _toolchain(chosen, cache), built)
-    run.tell(CODEGEN, f"{len(library.plan.kernels)} kernels for {', '.join(library.isas)}")
-    run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
-    if options.out is None:
-        return report_of(graph, run.dumps, context)
-    request = _request(run, graph, context, imported, library)
-    artifact = write_artifact(options.out, graph, library, imported.weights, request)
+def _write(made: Sequence[_Made], imported: Imported, options: Options) -> Artifact | None:
+    """Phase 70, where an artifact was asked for and compilation went that far."""
+    builds = [_target_build(m, m.library) for m in made if m.library is not None]
+    if options.out is None or not builds:
+        return None
+    run = made[-1].run
+    run.lap()
+    request = _request(made, builds, imported, options)
+    artifact = write_artifact(options.out, builds, imported.weights, request)
     run.tell(ARTIFACT, f"{artifact.folder}")
-    seconds = time.perf_counter() - run.start
-    return report_of(graph, run.dumps, context, artifact, seconds)
+    return artifact
+
+
+def _target_build(made: _Made, library: Library) -> Build:
+    choices = tuple(
+        kernel_choice(c.op, c.bucket, c.kernel, c.refused) for c in select(made.graph, made.context)
+    )
+    phases = tuple(_phase_facts(line) for line in made.run.dumps.lines)
+    return Build(made.graph, library, choices, phases, recipe_of(made.graph))
 
 
 def _toolchain(target: Target, cache: Path) -> Toolchain:
@@ -208,22 +252,22 @@ def _toolchain(target: Target, cache: Path) -> Toolchain:
 
 
 def _request(
-    run: _Run, graph: Graph, context: Context, imported: Imported, library: Library
+    made: Sequence[_Made], builds: Sequence[Build], imported: Imported, options: Options
 ) -> Request:
-    choices = tuple(
-        kernel_choice(c.op, c.bucket, c.kernel, c.refused) for c in select(graph, context)
-    )
-    plan = {f"{CODEGEN}/plan.cc": library.sources["plan.cc"].encode()}
-    passes = {**_without_sources(run.dumps.finish()), **plan}
+    files = dict(imported.tokenizer)
+    for m, build in zip(made, builds, strict=True):
+        plan = {f"{CODEGEN}/plan.cc": build.library.sources["plan.cc"].encode()}
+        record = {**_without_sources(m.run.dumps.finish()), **plan}
+        folder = f"{PASSES}/{m.run.target.name}"
+        files |= {f"{folder}/{name}": data for name, data in record.items()}
+    compilers = " and ".join(dict.fromkeys(str(b.library.compiler) for b in builds))
     return Request(
-        model=_facts(graph, imported, run.options),
-        producer=f"halfbyte {__version__} ({library.compiler}, {platform.machine()})",
+        model=_facts(builds[0].graph, imported, options),
+        producer=f"halfbyte {__version__} ({compilers}, {platform.machine()})",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        kernels=choices,
-        phases=tuple(_phase_facts(line) for line in run.dumps.lines),
-        files={**imported.tokenizer, **{f"passes/{n}": d for n, d in passes.items()}},
+        files=files,
         generation=imported.generation,
-        progress=lambda what, seconds: run.options.progress(
+        progress=lambda what, seconds: options.progress(
             f"{ARTIFACT:22} {seconds * 1e3:9.1f} ms  {what}"
         ),
     )
@@ -253,7 +297,6 @@ def _facts(graph: Graph, imported: Imported, options: Options) -> ModelFacts:
         eos=tuple(eos),
         sources={f.name: _sha256(f) for f in imported.files},
         parameters=_parameters(graph),
-        recipe=recipe_of(graph),
     )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .doctor import Cpu, read_cpu
+from .doctor import Cpu, Gpu, read_cpu, read_gpus
 from .inspect_format import size, table
 from .inspect_source import Source
+from .runtime.devices import fits, is_cuda
 from .runtime.disk import sha256_of
 from .runtime.manifest import TargetFacts
 
 GLIBC = "glibc>="
+CAPABILITY = "compute capability"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,8 @@ def check(source: Source) -> Check:
         for name, part in sorted(source.manifest.parts.items())
         for found in (sha256_of(source.artifact.path(name)),)
     )
-    cpu = read_cpu(Path("/proc/cpuinfo"))
-    targets = tuple(_target(name, t, cpu) for name, t in source.manifest.targets.items())
+    cpu, gpus = read_cpu(Path("/proc/cpuinfo")), read_gpus()
+    targets = tuple(_target(name, t, cpu, gpus) for name, t in source.manifest.targets.items())
     return Check(
         format=source.manifest.format,
         producer=source.manifest.producer,
@@ -71,19 +74,39 @@ def check(source: Source) -> Check:
     )
 
 
-def _target(name: str, facts: TargetFacts, cpu: Cpu) -> TargetState:
-    if name != "cpu":
-        lacks = (f"a runtime for {name}: this version of halfbyte runs cpu only",)
-        return TargetState(name, facts.library, facts.isas, None, lacks)
-    able = [isa for isa in facts.isas if isa not in cpu.lacks]
+def _target(name: str, facts: TargetFacts, cpu: Cpu, gpus: Sequence[Gpu]) -> TargetState:
     missing = [why for feature in facts.features if (why := _lack(feature))]
+    if is_cuda(name):
+        missing += _device_lacks(name, facts, gpus)
+        return TargetState(name, facts.library, facts.isas, name, tuple(missing))
+    able = [isa for isa in facts.isas if isa not in cpu.lacks]
     if not able:
         missing.append(f"an instruction set of {', '.join(facts.isas)}")
     return TargetState(name, facts.library, facts.isas, able[-1] if able else None, tuple(missing))
 
 
+def _device_lacks(name: str, facts: TargetFacts, gpus: Sequence[Gpu]) -> list[str]:
+    """What the devices here have not, by the driver's own account of them."""
+    here = ", ".join(f"{gpu.name}, {gpu.compute_capability}" for gpu in gpus) or "none"
+    able = [gpu for gpu in gpus if fits(name, _capability(gpu))]
+    if not able:
+        needed = next((f for f in facts.features if f.startswith(CAPABILITY)), CAPABILITY)
+        return [f"a CUDA device of {needed} (found {here})"]
+    least = facts.driver_min or "0"
+    if any(_numbers(gpu.driver) >= _numbers(least) for gpu in able):
+        return []
+    return [f"driver {least} or newer (found {able[0].driver})"]
+
+
+def _capability(gpu: Gpu) -> tuple[int, int]:
+    major, _, minor = gpu.compute_capability.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
 def _lack(feature: str) -> str | None:
-    """Why this machine has not what the library needs, None where it has."""
+    """Why this machine has not what the library needs, None where it has (devices: see above)."""
+    if feature.startswith(CAPABILITY):
+        return None
     if feature == "x86-64":
         found = platform.machine()
         return None if found in ("x86_64", "AMD64") else f"x86-64 (this is {found})"

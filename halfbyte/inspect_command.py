@@ -22,6 +22,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "inspect", help=_HELP, description="Without a flag: one screen about the artifact."
     )
     parser.add_argument("artifact", help="folder NAME.hb that `halfbyte compile` made")
+    parser.add_argument("--target", metavar="NAME", help="the target to read of, where the "
+                        "artifact holds several (the first)")  # fmt: skip
     view = parser.add_mutually_exclusive_group()
     view.add_argument("--layer", metavar="NAME", help="the journey of one module or checkpoint "
                       "tensor, from the checkpoint to its kernels; an end of the name is enough "
@@ -43,7 +45,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Prints a view. Raises ModelError for a damaged artifact or an unknown name."""
-    facts, lines, status = _view(Source(args.artifact), args)
+    facts, lines, status = _view(Source(args.artifact, args.target), args)
     print(json.dumps(facts, indent=1) if args.json else "\n".join(lines))
     return status
 

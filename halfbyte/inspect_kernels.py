@@ -51,7 +51,7 @@ class Kernels:
 def kernels(source: Source) -> Kernels:
     """The manifest's choices, alike layers collapsed."""
     by_launch: dict[tuple[str, str], list[KernelChoice]] = {}
-    for c in source.manifest.kernels:
+    for c in source.facts.kernels:
         by_launch.setdefault((c.loc, c.op), []).append(c)
     groups: dict[tuple[object, ...], list[list[KernelChoice]]] = {}
     for (loc, op), chosen in by_launch.items():
@@ -60,11 +60,11 @@ def kernels(source: Source) -> Kernels:
         groups.setdefault(key, []).append(chosen)
     rows = [_row(group) for group in groups.values()]
     return Kernels(
-        source.manifest.buckets,
+        source.facts.buckets,
         tuple(r for r in rows if r.op in LINEARS),
         tuple(r for r in rows if r.op not in LINEARS),
-        len({(c.loc, c.op) for c in source.manifest.kernels if c.fallback}),
-        source.manifest.code,
+        len({(c.loc, c.op) for c in source.facts.kernels if c.fallback}),
+        source.facts.code,
     )
 
 

@@ -73,6 +73,7 @@ class Buffer:
     shape: tuple[int, ...]
     bytes: int
     offset: int
+    file: str
     file_offset: int
 
 
@@ -141,7 +142,7 @@ def journey(source: Source, wanted: str) -> Journey:
     own = next((op for op in reversed(first) if op.loc == module and op.name not in SOURCES), None)
     reader = reader_of(last)
     loc = "" if reader is None else reader.loc or str(reader.out)
-    choices = [c for c in source.manifest.kernels if c.loc == loc]
+    choices = [c for c in source.facts.kernels if c.loc == loc]
     n, k = _shape(own)
     return Journey(
         module=module,
@@ -155,7 +156,7 @@ def journey(source: Source, wanted: str) -> Journey:
         tensors=_tensors(source, module, first),
         steps=_steps(source, names, module),
         stored=_stored(source, names, last),
-        kernels=_kernels(choices, source.manifest.buckets),
+        kernels=_kernels(choices, source.facts.buckets),
         selftests=_selftests(source, choices),
         launch=reader.get("launch", -1) if reader else -1,
         arguments=_arguments(source, reader),
@@ -267,7 +268,7 @@ def _decisions(
 def _stored(source: Source, names: Sequence[str], path: tuple[Op, ...]) -> tuple[Stored, ...]:
     """The stored values on the path, the largest first: what the reader is given."""
     const = const_values(source.last)
-    facts = {weight.name: weight for weight in source.manifest.weights}
+    facts = {weight.name: weight for weight in source.facts.weights}
     found: list[Stored] = []
     for op in path:
         v = op.out
@@ -276,11 +277,11 @@ def _stored(source: Source, names: Sequence[str], path: tuple[Op, ...]) -> tuple
         fact = facts.get(v.name)
         offset = v.place.offset if fact is None else fact.offset
         shape, enc = v.type.static, v.type.enc
-        start = source.image_start + offset
         buffers = tuple(
-            Buffer(part.suffix, part.dtype, part.shape, part.nbytes, offset + at, start + at)
+            Buffer(part.suffix, part.dtype, part.shape, part.nbytes, offset + at,
+                   *source.file_place(offset + at))
             for at, part in v.type.placed_parts()
-        )
+        )  # fmt: skip
         numbers = max(1, _product(shape))
         others = () if fact is None else tuple(s for s in fact.source if s not in names)
         found.append(
@@ -353,10 +354,10 @@ def _joined(choices: Sequence[KernelChoice]) -> tuple[Refusal, ...]:
 
 def _selftests(source: Source, choices: Sequence[KernelChoice]) -> tuple[Tested, ...]:
     """Of this op, or of another with the same kernel and shape: each is tested once."""
-    shapes = {(c.loc, c.kernel, c.bucket): (c.op, c.n, c.k) for c in source.manifest.kernels}
+    shapes = {(c.loc, c.kernel, c.bucket): (c.op, c.n, c.k) for c in source.facts.kernels}
     wanted = {(c.kernel, c.bucket): (c.op, c.n, c.k) for c in choices}
     found: dict[tuple[str, int], SelfTest] = {}
-    for test in source.manifest.selftest:
+    for test in source.facts.selftest:
         key = test.kernel, test.bucket
         at = test.loc, *key
         same = key in wanted and shapes.get(at) == wanted[key]
@@ -372,5 +373,5 @@ def _arguments(source: Source, reader: Op | None) -> str:
     mark = f"{reader.out} = {reader.name}("
     for number, line in enumerate(source.generated("plan.cc"), 1):
         if mark in line:
-            return f"passes/60_codegen/plan.cc:{number}"
+            return f"{source.folder}/60_codegen/plan.cc:{number}"
     return ""

@@ -88,23 +88,23 @@ class Memory:
 
 def memory(source: Source) -> Memory:
     """The plan as the last phase recorded it, and the manifest's sums."""
-    graph, manifest = source.last, source.manifest
+    graph, facts = source.last, source.facts
     ops = [op for op in graph.ops if "launch" in op.attrs]
     slots = _slots(ops)
     by_type: Counter[str] = Counter()
-    for weight in manifest.weights:
+    for weight in facts.weights:
         by_type[_encoding(weight.type)] += weight.bytes
-    fixed = sum(by_type.values()) + manifest.arena.state + manifest.arena.workspace
-    arena = manifest.arena.per_token
+    fixed = sum(by_type.values()) + facts.arena.state + facts.arena.workspace
+    arena = facts.arena.per_token
     return Memory(
         weights=sum(by_type.values()),
         weights_by_type=dict(by_type.most_common()),
-        state=manifest.arena.state,
+        state=facts.arena.state,
         caches=_caches(graph),
-        workspace=manifest.arena.workspace,
+        workspace=facts.arena.workspace,
         arena_per_token=arena,
         unshared_per_token=sum(s.bytes for s in slots),
-        buckets=tuple(BucketBytes(b, arena * b, arena * b + fixed) for b in manifest.buckets),
+        buckets=tuple(BucketBytes(b, arena * b, arena * b + fixed) for b in facts.buckets),
         launches=tuple(Launch(i, op.name, op.loc or str(op.out)) for i, op in enumerate(ops)),
         slots=tuple(slots),
         repeat=_repeat(ops),

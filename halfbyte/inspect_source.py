@@ -1,4 +1,4 @@
-"""An artifact as `inspect` reads it: the manifest, and the compiler's own record in `passes/`.
+"""An artifact as `inspect` reads it: the manifest, and the compiler's own record of one target.
 
 Nothing here needs the checkpoint or the compiler: the record holds the IR of every phase as text.
 """
@@ -18,14 +18,13 @@ from .inspect_format import modules_of
 from .ir.errors import IRError, ModelError
 from .ir.graph import Graph
 from .ir.text import from_text
-from .runtime.artifact import WEIGHTS, Artifact
+from .runtime.artifact import PASSES, Artifact
 from .runtime.manifest import PhaseFacts
 from .runtime.strict import decode, parse_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FOLDER = "passes"
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -55,17 +54,24 @@ class Scale:
 
 
 class Source:
-    """The record of one artifact, read when first asked for. Raises ModelError naming the file."""
+    """The record of one target of an artifact (the first, if none is named), read when asked for.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Raises ModelError naming the file, TargetError where there is no such target.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], target: str | None = None) -> None:
         self.artifact = Artifact.open(path)
         self.manifest = self.artifact.manifest
+        self.target = target or next(iter(self.manifest.targets))
+        self.facts = self.artifact.target(self.target)
+        self.folder = f"{PASSES}/{self.target}"
         self._graphs: dict[str, Graph] = {}
 
     @cached_property
     def phases(self) -> tuple[str, ...]:
         """Ids of the phases whose IR is recorded, in order; 00_import first."""
-        found = (re.fullmatch(rf"{FOLDER}/(\d\d_\w+)\.ir", part) for part in self.manifest.parts)
+        pattern = re.compile(rf"{self.folder}/(\d\d_\w+)\.ir")
+        found = (pattern.fullmatch(part) for part in self.manifest.parts)
         return tuple(sorted(m[1] for m in found if m))
 
     def phase(self, wanted: str) -> str:
@@ -81,12 +87,12 @@ class Source:
 
     def text(self, phase: str) -> str:
         """The IR after a phase, as it was printed."""
-        return self._read(f"{FOLDER}/{phase}.ir")
+        return self._read(f"{self.folder}/{phase}.ir")
 
     def graph(self, phase: str) -> Graph:
         """The IR after a phase."""
         if phase not in self._graphs:
-            name = f"{FOLDER}/{phase}.ir"
+            name = f"{self.folder}/{phase}.ir"
             try:
                 self._graphs[phase] = from_text(self.text(phase))
             except IRError as error:
@@ -109,34 +115,40 @@ class Source:
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """All decisions of all phases; empty where none were recorded."""
-        return tuple(self._records(Decision, f"{FOLDER}/log.json"))
+        return tuple(self._records(Decision, f"{self.folder}/log.json"))
 
     @cached_property
     def scales(self) -> tuple[Scale, ...]:
         """The checkpoint's scales; empty where none were recorded."""
-        return tuple(self._records(Scale, f"{FOLDER}/scales.json"))
+        return tuple(self._records(Scale, f"{self.folder}/scales.json"))
 
     @cached_property
     def phase_facts(self) -> dict[str, PhaseFacts]:
-        return {phase.id: phase for phase in self.manifest.phases}
+        return {phase.id: phase for phase in self.facts.phases}
 
-    @cached_property
-    def image_start(self) -> int:
-        """Where the weight image begins in weights.safetensors: behind its length and header."""
-        with self.artifact.path(WEIGHTS).open("rb") as file:
+    def file_place(self, offset: int) -> tuple[str, int]:
+        """The file and the byte in it where `offset` of the target's weight image stands."""
+        for run in self.facts.image:
+            if run.offset <= offset < run.offset + run.bytes:
+                return run.file, self._data_start(run.file) + run.begin + offset - run.offset
+        return "", 0
+
+    def _data_start(self, name: str) -> int:
+        """Where a weight file's data begin: behind the length of its header and the header."""
+        with self.artifact.path(name).open("rb") as file:
             prefix = file.read(8)
         return 8 + struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
 
     def generated(self, name: str) -> Sequence[str]:
-        """The lines of a generated source below passes/60_codegen/; none where it is absent."""
-        part = f"{FOLDER}/60_codegen/{name}"
+        """The lines of a generated source of 60_codegen; none where it is absent."""
+        part = f"{self.folder}/60_codegen/{name}"
         return self._read(part).splitlines() if part in self.manifest.parts else ()
 
     def _some_phases(self) -> tuple[str, ...]:
         if not self.phases:
             raise ModelError(
-                f"{self.artifact.folder}: no record of the phases, expected {FOLDER}/00_import.ir; "
-                "compile the model again"
+                f"{self.artifact.folder}: no record of the phases, expected "
+                f"{self.folder}/00_import.ir; compile the model again"
             )
         return self.phases
 

@@ -124,7 +124,7 @@ def _stored(s: Stored, j: Journey) -> list[str]:
         lines += wrapped(rows, "    ")
     rows = [
         (b.suffix or "data", b.dtype, "x".join(map(str, b.shape)), size(b.bytes),
-         f"image {b.offset:#x}", f"weights.safetensors {b.file_offset:#x}")
+         f"image {b.offset:#x}", f"{b.file} {b.file_offset:#x}")
         for b in s.buffers
     ]  # fmt: skip
     return [*lines, *table(rows, right=(3,), indent=4)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .inspect_format import count, size, table, wrapped
 from .inspect_source import Source
-from .runtime.manifest import Manifest, ModelFacts, SelfTest
+from .runtime.manifest import ModelFacts, SelfTest, TargetFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Summary:
     producer: str
     created: str
     model: ModelFacts
+    target: str
+    recipe: str
     bytes: int
     weights: dict[str, int]
     targets: dict[str, tuple[str, ...]]
@@ -39,30 +41,32 @@ class Summary:
 
 def summary(source: Source) -> Summary:
     """The manifest, summed up."""
-    m = source.manifest
+    m, t = source.manifest, source.facts
     weights: Counter[str] = Counter()
-    for weight in m.weights:
+    for weight in t.weights:
         weights[weight.type.partition(", ")[2].removesuffix(">") or weight.type] += weight.bytes
     return Summary(
         path=str(source.artifact.folder),
         producer=m.producer,
         created=m.created,
         model=m.model,
+        target=source.target,
+        recipe=t.recipe,
         bytes=sum(part.bytes for part in m.parts.values()),
         weights=dict(weights.most_common()),
-        targets={name: t.isas for name, t in m.targets.items()},
-        buckets=m.buckets,
-        launches=sum(c.bucket == m.buckets[0] for c in m.kernels),
-        kernels=_kernels(m),
-        fallbacks=len({(c.loc, c.op) for c in m.kernels if c.fallback}),
-        phases=tuple(p.id for p in m.phases) or source.phases,
-        changed=tuple(p.id for p in m.phases if p.changed),
-        compile_ms=sum(p.ms for p in m.phases),
-        selftests=len(m.selftest),
-        worst=max(m.selftest, key=share, default=None),
-        arena_per_token=m.arena.per_token,
-        workspace=m.arena.workspace,
-        state=m.arena.state,
+        targets={name: facts.isas for name, facts in m.targets.items()},
+        buckets=t.buckets,
+        launches=sum(c.bucket == t.buckets[0] for c in t.kernels),
+        kernels=_kernels(t),
+        fallbacks=len({(c.loc, c.op) for c in t.kernels if c.fallback}),
+        phases=tuple(p.id for p in t.phases) or source.phases,
+        changed=tuple(p.id for p in t.phases if p.changed),
+        compile_ms=sum(p.ms for p in t.phases),
+        selftests=len(t.selftest),
+        worst=max(t.selftest, key=share, default=None),
+        arena_per_token=t.arena.per_token,
+        workspace=t.arena.workspace,
+        state=t.arena.state,
         generation=dict(m.generation),
     )
 
@@ -72,18 +76,18 @@ def share(test: SelfTest) -> float:
     return test.max_abs / test.tolerance if test.tolerance else 0.0
 
 
-def _kernels(m: Manifest) -> dict[str, dict[str, int]]:
+def _kernels(t: TargetFacts) -> dict[str, dict[str, int]]:
     """Launches by kernel, in the smallest bucket (decode) and in the largest (prefill)."""
     found: dict[str, dict[str, int]] = {}
-    for name, bucket in (("decode", m.buckets[0]), ("prefill", m.buckets[-1])):
-        found[name] = dict(Counter(c.kernel for c in m.kernels if c.bucket == bucket).most_common())
+    for name, bucket in (("decode", t.buckets[0]), ("prefill", t.buckets[-1])):
+        found[name] = dict(Counter(c.kernel for c in t.kernels if c.bucket == bucket).most_common())
     return found
 
 
 def summary_text(s: Summary) -> list[str]:
     """One fact a line, the longest wrapped."""
     m = s.model
-    kind = f", {m.recipe.upper()}" if m.recipe else ""
+    kind = f", {s.recipe.upper()}" if s.recipe else ""
     worst = (
         f"; the nearest to its tolerance is {s.worst.kernel} at {share(s.worst):.0%} of it"
         if s.worst else ""
@@ -93,7 +97,7 @@ def summary_text(s: Summary) -> list[str]:
         ("vocabulary", f"{m.vocab:,} tokens, context {m.context:,}"),
         ("made from", ", ".join(f"{name} ({h[:12]})" for name, h in m.sources.items()) or "?"),
         ("made by", f"{s.producer}, {s.created}"),
-        ("target", "; ".join(f"{name} ({', '.join(i)})" for name, i in s.targets.items())),
+        ("target", _targets(s)),
         ("artifact", f"{s.path}, {size(s.bytes)}"),
         ("weights", ", ".join(f"{name} {size(n)}" for name, n in s.weights.items())),
         ("memory", f"arena {size(s.arena_per_token)} a token, workspace {size(s.workspace)}, "
@@ -108,6 +112,13 @@ def summary_text(s: Summary) -> list[str]:
     ]  # fmt: skip
     lines = [line for name, text in rows for line in wrapped(text or "-", f"{name:11} ")]
     return [*lines, "", *_next(s.path)]
+
+
+def _targets(s: Summary) -> str:
+    """What there is; of several targets also which one the rest tells of."""
+    found = "; ".join(f"{name} ({', '.join(isas)})" for name, isas in s.targets.items())
+    told = f"; below: {s.target}, others with --target NAME" if len(s.targets) > 1 else ""
+    return found + told
 
 
 def _millions(n: int) -> str:

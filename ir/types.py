@@ -166,6 +166,10 @@ class Nvfp4:
         rows = Part("gs", "f32", (tiles[0] * TILE_ROWS,))
         return Part("", "u8", shape), Part("sf", "f8e4m3", (*tiles, 512)), rows
 
+    def part_layout(self, suffix: str) -> str:
+        """The layout of one part: equal where layouts differ in other parts only."""
+        return SFATOM if self.layout == WGMMA and suffix else self.layout
+
 
 @dataclass(frozen=True, slots=True)
 class Gguf:

@@ -18,6 +18,7 @@ from .disk import replace_folder, require_space, sha256_of, sync_folder, writing
 from .manifest import (
     FORMAT,
     MANIFEST,
+    PASSES,
     WEIGHTS,
     ArenaFacts,
     KernelChoice,
@@ -27,6 +28,7 @@ from .manifest import (
     Part,
     PhaseFacts,
     Refusal,
+    Run,
     SelfTest,
     TargetFacts,
     WeightFacts,
@@ -41,6 +43,7 @@ from .weights import TensorSpec, WeightImage, WeightsFile, WeightsWriter, place
 __all__ = [
     "FORMAT",
     "MANIFEST",
+    "PASSES",
     "WEIGHTS",
     "ArenaFacts",
     "Artifact",
@@ -52,6 +55,7 @@ __all__ = [
     "Part",
     "PhaseFacts",
     "Refusal",
+    "Run",
     "SelfTest",
     "TargetFacts",
     "TensorSpec",
@@ -98,15 +102,19 @@ class Artifact:
         """The bytes of a small part, None when the artifact has none."""
         return self.path(name).read_bytes() if name in self.manifest.parts else None
 
+    def target(self, name: str) -> TargetFacts:
+        """What was compiled for a target. Raises TargetError that names what there is."""
+        targets = self.manifest.targets
+        if name not in targets:
+            raise TargetError(
+                f"{self.folder}: no code for {name!r}, found {', '.join(sorted(targets))}; "
+                f"compile with --target {name}"
+            )
+        return targets[name]
+
     def library(self, target: str) -> Path:
         """The compiled library for `target`. Raises TargetError that names what there is."""
-        targets = self.manifest.targets
-        if target not in targets:
-            raise TargetError(
-                f"{self.folder}: no code for {target!r}, found {', '.join(sorted(targets))}; "
-                f"compile with --target {target}"
-            )
-        return self.path(targets[target].library)
+        return self.path(self.target(target).library)
 
     def _verify(self, name: str, part: Part, digests: bool) -> None:
         path, where = self.folder / name, f"{_name(self.folder)}.parts[{name!r}]"
@@ -183,7 +191,7 @@ class ArtifactWriter:
         shutil.rmtree(self.folder, ignore_errors=True)  # gone already after a commit
 
     def add_bytes(self, name: str, data: bytes) -> Part:
-        """Writes a small part, e.g. `tokenizer.json` or `passes/00_import.ir`."""
+        """Writes a small part, e.g. `tokenizer.json` or `passes/cpu/00_import.ir`."""
         path = self._new_path(name)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,13 +207,13 @@ class ArtifactWriter:
         return self.add_bytes(name, source.read_bytes())
 
     @contextlib.contextmanager
-    def weights(self, image: WeightImage) -> Generator[WeightsWriter]:
-        """The writer of weights.safetensors; needs the disk space up front (else TargetError)."""
+    def weights(self, image: WeightImage, name: str = WEIGHTS) -> Generator[WeightsWriter]:
+        """The writer of a weight file; needs the disk space up front (else TargetError)."""
         require_space(self.folder, image.nbytes)
-        writer = WeightsWriter(self._new_path(WEIGHTS), image)
+        writer = WeightsWriter(self._new_path(name), image)
         try:
             yield writer
-            self.parts[WEIGHTS] = writer.close()
+            self.parts[name] = writer.close()
         finally:
             writer.abandon()
 

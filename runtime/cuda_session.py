@@ -34,7 +34,7 @@ class CudaSession(Session):
     def __init__(
         self,
         native: Native,
-        image: npt.NDArray[np.uint8],
+        image: Sequence[npt.NDArray[np.uint8]],
         manifest: Manifest,
         target: str,
         device: Device,
@@ -42,13 +42,14 @@ class CudaSession(Session):
         eager: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """`sequences`: at most at once; None: as many as a decode step holds. `eager`: launches go
-        one by one, without graphs.
+        """`image`: the weights in pieces, in order. `sequences`: at most at once; None: as many as
+        a decode step holds. `eager`: launches go one by one, without graphs.
 
         Raises TargetError (memory, driver) or ModelError (weights of another library).
         """
-        self.rows = max(b for b in manifest.buckets if b <= DECODE_ROWS)
-        super().__init__(native, manifest, chunk=manifest.buckets[-1], scored=self.rows)
+        buckets = manifest.targets[target].buckets
+        self.rows = max(b for b in buckets if b <= DECODE_ROWS)
+        super().__init__(native, manifest, chunk=buckets[-1], scored=self.rows)
         sequences = self.rows if sequences is None else sequences
         if not 1 <= sequences <= self.rows:
             raise ModelError(f"sequences: expected 1 to {self.rows}, found {sequences}")
@@ -227,12 +228,15 @@ class CudaSession(Session):
         if self._ahead:
             self.poll(self._ahead)
 
-    def _upload(self, image: npt.NDArray[np.uint8], progress: Progress | None) -> None:
-        for begin in range(0, len(image), _PIECE):
-            piece = image[begin : begin + _PIECE]
-            self._native["upload"](self._handle, begin, piece)
-            if progress is not None:
-                progress(begin + len(piece), len(image))
+    def _upload(self, image: Sequence[npt.NDArray[np.uint8]], progress: Progress | None) -> None:
+        done, total = 0, sum(map(len, image))
+        for run in image:
+            for begin in range(0, len(run), _PIECE):
+                piece = run[begin : begin + _PIECE]
+                self._native["upload"](self._handle, done, piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, total)
         self._native["ready"](self._handle)
 
 

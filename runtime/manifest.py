@@ -14,9 +14,10 @@ from typing import cast
 from ..ir.errors import ModelError
 from .strict import Json, decode, parse_json, refuse
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+PASSES = "passes"  # the folder of the record of each target's phases
 ALIGN = 64  # bytes: a cache line, and what the kernels ask of every weight
 LARGEST_VOCAB = 1 << 22  # bounds what a hostile manifest makes us allocate (one f32 row: 16 MB)
 LARGEST_BUCKET = 1 << 16
@@ -34,18 +35,7 @@ class ModelFacts:
     eos: tuple[int, ...]
     sources: Mapping[str, str]
     parameters: int = 0  # numbers in the checkpoint, not bytes
-    recipe: str = ""  # "w4a4" | "w4a16" | "" (no 4-bit linears)
     add_bos: bool | None = None  # None: as tokenizer_config.json and the tokenizer's own rule say
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TargetFacts:
-    """One compiled library. `isas`: variants inside; `features`: what the weakest of them needs."""
-
-    library: str
-    library_sha256: str
-    isas: tuple[str, ...]
-    features: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,6 +126,45 @@ class PhaseFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """Bytes of a weight file's image (weights.py) that stand at `offset` of a target's image."""
+
+    file: str
+    begin: int
+    offset: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """What was compiled for one target: its library, plan, and weights.
+
+    `isas`: variants inside; `features`: what the weakest of them needs. `image`: the weight image
+    in pieces, in order and without holes; targets share the pieces that are equal.
+    """
+
+    library: str
+    library_sha256: str
+    isas: tuple[str, ...]
+    features: tuple[str, ...]
+    buckets: tuple[int, ...]  # ascending token capacities; the first is 1 (decode)
+    arena: ArenaFacts
+    kernels: tuple[KernelChoice, ...]  # per bucket: one per launch, in launch order
+    weights: tuple[WeightFacts, ...]
+    image: tuple[Run, ...]
+    recipe: str = ""  # "w4a4" | "w4a16" | "" (no 4-bit linears)
+    driver_min: str | None = None
+    code: tuple[KernelCode, ...] = ()
+    selftest: tuple[SelfTest, ...] = ()
+    phases: tuple[PhaseFacts, ...] = ()
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of the weight image."""
+        return sum(run.bytes for run in self.image)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything about an artifact that fits in a header."""
 
@@ -143,16 +172,8 @@ class Manifest:
     producer: str
     created: str  # ISO 8601
     model: ModelFacts
-    targets: Mapping[str, TargetFacts]
+    targets: Mapping[str, TargetFacts]  # in the order in which they were asked for
     parts: Mapping[str, Part]  # every file but the manifest
-    buckets: tuple[int, ...]  # ascending token capacities; the first is 1 (decode)
-    arena: ArenaFacts
-    kernels: tuple[KernelChoice, ...]  # per bucket: one per launch, in launch order
-    weights: tuple[WeightFacts, ...]
-    driver_min: str | None = None
-    code: tuple[KernelCode, ...] = ()
-    selftest: tuple[SelfTest, ...] = ()
-    phases: tuple[PhaseFacts, ...] = ()
     generation: Mapping[str, object] = dataclasses.field(default_factory=dict[str, object])
 
     def to_json(self) -> bytes:
@@ -180,9 +201,18 @@ def read_manifest(text: bytes, where: str) -> Manifest:
 def check(manifest: Manifest, where: str) -> None:
     """What the types of the schema cannot say. Raises ModelError naming the key."""
     _check_model(manifest, where)
-    _check_parts(manifest, where)
-    _check_buckets(manifest, where)
-    _check_weights(manifest, where)
+    for name, part in manifest.parts.items():
+        if not is_safe_name(name) or name == MANIFEST:
+            raise refuse(f"{where}.parts", "unsafe file name", "a path inside the folder", name)
+        _check_digest(f"{where}.parts[{name!r}].sha256", part.sha256)
+    if not manifest.targets:
+        raise refuse(f"{where}.targets", "none", "at least one target", "{}")
+    for name, facts in manifest.targets.items():
+        key = f"{where}.targets[{name!r}]"
+        _check_library(manifest, facts, key)
+        _check_buckets(facts, key)
+        _check_image(manifest, facts, key)
+        _check_weights(facts, key)
 
 
 def _check_model(manifest: Manifest, where: str) -> None:
@@ -194,44 +224,51 @@ def _check_model(manifest: Manifest, where: str) -> None:
             _within(f"{where}.model.{key}", token, 0, model.vocab - 1)
 
 
-def _check_parts(manifest: Manifest, where: str) -> None:
-    for name, part in manifest.parts.items():
-        if not is_safe_name(name) or name == MANIFEST:
-            raise refuse(f"{where}.parts", "unsafe file name", "a path inside the folder", name)
-        _check_digest(f"{where}.parts[{name!r}].sha256", part.sha256)
-    for target, facts in manifest.targets.items():
-        key = f"{where}.targets[{target!r}]"
-        if facts.library not in manifest.parts:
-            raise refuse(f"{key}.library", "no such part", sorted_names(manifest), facts.library)
-        if facts.library_sha256 != manifest.parts[facts.library].sha256:
-            expected = manifest.parts[facts.library].sha256
-            raise refuse(f"{key}.library_sha256", "not its part's", expected, facts.library_sha256)
+def _check_library(manifest: Manifest, facts: TargetFacts, key: str) -> None:
+    if facts.library not in manifest.parts:
+        raise refuse(f"{key}.library", "no such part", sorted_names(manifest), facts.library)
+    if facts.library_sha256 != manifest.parts[facts.library].sha256:
+        expected = manifest.parts[facts.library].sha256
+        raise refuse(f"{key}.library_sha256", "not its part's", expected, facts.library_sha256)
 
 
-def _check_buckets(manifest: Manifest, where: str) -> None:
-    buckets = manifest.buckets
+def _check_buckets(facts: TargetFacts, key: str) -> None:
+    buckets = facts.buckets
     if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] != 1:
-        raise refuse(f"{where}.buckets", "wrong order", "ascending sizes from 1", buckets)
-    _within(f"{where}.buckets", buckets[-1], 1, LARGEST_BUCKET)
-    for i, kernel in enumerate(manifest.kernels):
+        raise refuse(f"{key}.buckets", "wrong order", "ascending sizes from 1", buckets)
+    _within(f"{key}.buckets", buckets[-1], 1, LARGEST_BUCKET)
+    for i, kernel in enumerate(facts.kernels):
         if kernel.bucket not in buckets:
-            raise refuse(f"{where}.kernels[{i}].bucket", "no such bucket", str(buckets), kernel)
+            raise refuse(f"{key}.kernels[{i}].bucket", "no such bucket", str(buckets), kernel)
 
 
-def _check_weights(manifest: Manifest, where: str) -> None:
-    if manifest.weights and WEIGHTS not in manifest.parts:
-        raise refuse(f"{where}.parts", "part is missing", WEIGHTS, sorted(manifest.parts))
-    size = manifest.parts[WEIGHTS].bytes if manifest.weights else 0
-    for i, weight in enumerate(manifest.weights):
-        key = f"{where}.weights[{i}] ({weight.name})"
-        if weight.offset % ALIGN:
-            raise refuse(f"{key}.offset", "not aligned", f"a multiple of {ALIGN}", weight.offset)
+def _check_image(manifest: Manifest, facts: TargetFacts, key: str) -> None:
+    """Pieces of files that are there, one behind the other."""
+    end = 0
+    for i, run in enumerate(facts.image):
+        at = f"{key}.image[{i}]"
+        if run.file not in manifest.parts:
+            raise refuse(f"{at}.file", "no such part", sorted_names(manifest), run.file)
+        size = manifest.parts[run.file].bytes
+        if run.offset != end or run.bytes < 1 or run.begin < 0 or run.begin + run.bytes > size:
+            raise refuse(at, "out of place", f"offset {end}, within {size} bytes", run)
+        if run.begin % ALIGN or run.bytes % ALIGN:
+            raise refuse(at, "not aligned", f"multiples of {ALIGN}", run)
+        end += run.bytes
+
+
+def _check_weights(facts: TargetFacts, key: str) -> None:
+    size = facts.image_bytes
+    for i, weight in enumerate(facts.weights):
+        at = f"{key}.weights[{i}] ({weight.name})"
+        if weight.offset < 0 or weight.offset % ALIGN:
+            raise refuse(f"{at}.offset", "not aligned", f"a multiple of {ALIGN}", weight.offset)
         if weight.offset + weight.bytes > size:
-            raise refuse(key, "beyond the weights file", f"end <= {size}", weight)
+            raise refuse(at, "beyond the weight image", f"end <= {size}", weight)
 
 
 def is_safe_name(name: str) -> bool:
-    """True for a relative path of plain names, such as `passes/00_import.ir`."""
+    """True for a relative path of plain names, such as `passes/cpu/00_import.ir`."""
     return bool(re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", name, re.ASCII)) and not (
         {".", ".."} & set(name.split("/"))
     )

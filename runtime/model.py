@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir.errors import ModelError, TargetError
-from .artifact import WEIGHTS, Artifact, WeightsFile
+from .artifact import Artifact, TargetFacts
 from .batch import Batch
 from .chat import ChatTemplate, Message
 from .cuda_session import CudaSession, Progress
@@ -19,6 +19,7 @@ from .generate import Generation, HostTokens, Limits, TokenSource
 from .sampling import Sampler, Sampling, defaults_from, eos_from
 from .scoring import logits_of, perplexity
 from .session import CpuSession, Native, Session, load_native
+from .target_weights import TargetWeights
 from .threads import default_threads
 from .tokenizer import TOKENIZER, Tokenizer, read_config, special_tokens
 
@@ -59,31 +60,29 @@ def load(
     index = cuda_index(device)
     if threads is not None and threads < 1:
         raise ModelError(f"threads: out of range, expected 1 or more, found {threads}")
-    weights: WeightsFile | None = None
-    try:
-        if index is None:
-            made_for = artifact.library("cpu")
-            weights = WeightsFile(artifact.path(WEIGHTS))
-            native = native or load_native(made_for, _digest(artifact, "cpu"))
+    session: Session
+    if index is None:
+        target, made_for = "cpu", artifact.library("cpu")
+        native = native or load_native(made_for, artifact.target(target).library_sha256)
+        weights = TargetWeights(artifact, target)
+        try:
             threads = threads or default_threads()
-            session = CpuSession(native, weights.image, artifact.manifest, threads, isa)
-        else:
-            target, native = _cuda_library(artifact, index, native)
-            manifest = artifact.manifest
-            found = read_device(native, index, manifest.driver_min)
-            weights = WeightsFile(artifact.path(WEIGHTS))
-            session = CudaSession(
-                native, weights.image, manifest, target, found, sequences, eager, progress
-            )
-    except BaseException:
-        if weights is not None:
+            session = CpuSession(native, weights.whole, artifact.manifest, threads, isa)
+        except BaseException:
             weights.close()
-        raise
-    return Model(artifact, weights, session)
-
-
-def _digest(artifact: Artifact, target: str) -> str:
-    return artifact.manifest.targets[target].library_sha256
+            raise
+    else:
+        target, native = _cuda_library(artifact, index, native)
+        found = read_device(native, index, artifact.target(target).driver_min)
+        weights = TargetWeights(artifact, target)
+        try:
+            session = CudaSession(
+                native, weights.pieces, artifact.manifest, target, found, sequences, eager, progress
+            )
+        except BaseException:
+            weights.close()
+            raise
+    return Model(artifact, target, weights, session)
 
 
 def _cuda_library(artifact: Artifact, index: int, native: Native | None) -> tuple[str, Native]:
@@ -99,20 +98,32 @@ def _cuda_library(artifact: Artifact, index: int, native: Native | None) -> tupl
             'compile with --target sm_90a, or load it with device="cpu"'
         )
     first = for_devices[0]  # any of them can be asked what the device is
-    asked = native or load_native(artifact.library(first), _digest(artifact, first))
-    device = read_device(asked, index, artifact.manifest.driver_min)
+    facts = artifact.target(first)
+    asked = native or load_native(artifact.library(first), facts.library_sha256)
+    device = read_device(asked, index, facts.driver_min)
     target = choose_target(where, held, device)
     if native is not None or target == first:
         return target, asked
-    return target, load_native(artifact.library(target), _digest(artifact, target))
+    facts = artifact.target(target)
+    return target, load_native(artifact.library(target), facts.library_sha256)
 
 
 class Model:
-    """One model with one KV cache: one generation at a time. `with` or `close` frees it."""
+    """One model with one KV cache: one generation at a time. `with` or `close` frees it.
 
-    def __init__(self, artifact: Artifact, weights: WeightsFile, session: Session) -> None:
-        self.artifact, self.session = artifact, session
+    `target`: what of the artifact runs.
+    """
+
+    def __init__(
+        self, artifact: Artifact, target: str, weights: TargetWeights, session: Session
+    ) -> None:
+        self.artifact, self.target, self.session = artifact, target, session
         self._weights = weights
+
+    @property
+    def facts(self) -> TargetFacts:
+        """What was compiled for the target."""
+        return self.artifact.target(self.target)
 
     def __enter__(self) -> "Model":
         return self

@@ -215,7 +215,8 @@ class CpuSession(Session):
         isa: str = "auto",
     ) -> None:
         """Raises TargetError (isa, memory, threads) or ModelError (weights of another library)."""
-        super().__init__(native, manifest, chunk=manifest.buckets[-1], scored=manifest.buckets[-1])
+        chunk = manifest.targets["cpu"].buckets[-1]
+        super().__init__(native, manifest, chunk=chunk, scored=chunk)
         self.threads = threads
         self._image = image  # the library reads it as long as the handle lives
         with native_call():

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from halfbyte.runtime.artifact import (
+    FORMAT,
     ArenaFacts,
     Artifact,
     ArtifactWriter,
     KernelChoice,
     Manifest,
     ModelFacts,
+    Run,
     TargetFacts,
     TensorSpec,
     WeightFacts,
@@ -110,21 +112,29 @@ def write_artifact(path: Path, created: str = "2026-11-23T00:00:00Z") -> Artifac
             file.add("b", np.arange(1152).astype(np.uint8).reshape(2, 576))
         out.add_bytes("tokenizer.json", byte_tokenizer())
         out.add_bytes("tokenizer_config.json", json.dumps(config).encode())
-        out.add_bytes("passes/00_import.ir", b"graph\n")
+        out.add_bytes("passes/cpu/00_import.ir", b"graph\n")
         library = out.add_bytes("kernels-cpu.so", b"not a library")
         manifest = Manifest(
-            format=1,
+            format=FORMAT,
             producer="test",
             created=created,
             model=ModelFacts("llama", "tiny", VOCAB, 64, BOS, (EOS,), {"m.safetensors": "0"}),
-            targets={"cpu": TargetFacts("kernels-cpu.so", library.sha256, ("scalar",))},
+            targets={
+                "cpu": TargetFacts(
+                    "kernels-cpu.so",
+                    library.sha256,
+                    ("scalar",),
+                    (),
+                    buckets=(1, 4, 16),
+                    arena=ArenaFacts(1024, 4096, 8192),
+                    kernels=(KernelChoice("layer.0", "linear", 1, "nvfp4_gemv", 64, 64),),
+                    weights=tuple(
+                        WeightFacts(s.name, (s.name,), "t", at, s.nbytes)
+                        for s, at in zip(specs, image.offsets, strict=True)
+                    ),
+                    image=(Run("weights.safetensors", 0, 0, image.nbytes),),
+                )
+            },
             parts=out.parts,
-            buckets=(1, 4, 16),
-            arena=ArenaFacts(1024, 4096, 8192),
-            kernels=(KernelChoice("layer.0", "linear", 1, "nvfp4_gemv", 64, 64),),
-            weights=tuple(
-                WeightFacts(s.name, (s.name,), "t", at, s.nbytes)
-                for s, at in zip(specs, image.offsets, strict=True)
-            ),
         )
         return out.commit(manifest)

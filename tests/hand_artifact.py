@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from halfbyte.codegen import declarations
-from halfbyte.codegen.emit import kernel_choice, stored_values, weight_facts, weight_image
+from halfbyte.codegen.emit import kernel_choice
+from halfbyte.codegen.weights import Known, Layout, evaluated, lay_out, weight_facts
 from halfbyte.dumps import Dumps
 from halfbyte.ir.graph import Graph
-from halfbyte.ir.interp import fold
 from halfbyte.ir.target import target
 from halfbyte.ir.text import op_text, to_text
 from halfbyte.passes import pipeline
@@ -47,17 +47,14 @@ def write(path: Path, made: Decoder | None = None, recipe: str = "auto") -> Path
     files["60_codegen/plan.cc"] = "".join(f"// {op_text(op)}\n" for op in graph.ops).encode()
     with ArtifactWriter(path) as out:
         for name, data in files.items():
-            out.add_bytes(f"passes/{name}", data)
+            out.add_bytes(f"passes/cpu/{name}", data)
         library = out.add_bytes("kernels-cpu.so", b"no library")
-        stored = stored_values(graph)
-        with out.weights(weight_image(stored)) as file:
-            for value in stored:
-                data = fold([value], graph, made.data.__getitem__)[0]
-                parts = data if isinstance(data, dict) else {"": data}
-                for suffix, part in parts.items():
-                    file.add(f"{value.name}:{suffix}" if suffix else value.name, part)
-        facts = TargetFacts("kernels-cpu.so", library.sha256, ("scalar", "avx2"), ("x86-64",))
-        out.commit(_manifest(out, graph, choices, dumps, facts))
+        layout = lay_out(graph, "cpu", Known(), on_device=False)
+        with out.weights(layout.image) as file:
+            for name, part in evaluated(layout.own, graph, made.data.__getitem__):
+                file.add(name, part)
+        facts = _facts(library.sha256, graph, layout, choices, dumps)
+        out.commit(_manifest(out, facts))
     return path
 
 
@@ -65,26 +62,35 @@ def _add(dumps: Dumps, report: Report) -> None:
     dumps.add(report, 1.0)
 
 
-def _manifest(
-    out: ArtifactWriter, graph: Graph, choices: tuple[KernelChoice, ...], dumps: Dumps,
-    facts: TargetFacts,
-) -> Manifest:  # fmt: skip
+def _facts(
+    digest: str, graph: Graph, layout: Layout, choices: tuple[KernelChoice, ...], dumps: Dumps
+) -> TargetFacts:
+    return TargetFacts(
+        "kernels-cpu.so",
+        digest,
+        ("scalar", "avx2"),
+        ("x86-64",),
+        buckets=target("cpu").buckets,
+        arena=ArenaFacts(arena_bytes(graph), 4096, space_bytes(graph, STATE)),
+        kernels=choices,
+        weights=weight_facts(graph),
+        image=layout.runs,
+        recipe="w4a16",
+        selftest=_selftest(choices),
+        phases=tuple(PhaseFacts(x.id, x.ms, x.ops, x.changed, x.why) for x in dumps.lines),
+    )
+
+
+def _manifest(out: ArtifactWriter, facts: TargetFacts) -> Manifest:
     return Manifest(
         format=FORMAT,
         producer="halfbyte by hand",
         created="2026-01-01T00:00:00+00:00",
-        model=ModelFacts("llama", "tiny", 37, 32, 1, (2,), {"model.safetensors": "0" * 64}, 9000,
-                         "w4a16"),
+        model=ModelFacts("llama", "tiny", 37, 32, 1, (2,), {"model.safetensors": "0" * 64}, 9000),
         targets={"cpu": facts},
         parts=out.parts,
-        buckets=target("cpu").buckets,
-        arena=ArenaFacts(arena_bytes(graph), 4096, space_bytes(graph, STATE)),
-        kernels=choices,
-        weights=weight_facts(stored_values(graph), graph),
-        selftest=_selftest(choices),
-        phases=tuple(PhaseFacts(x.id, x.ms, x.ops, x.changed, x.why) for x in dumps.lines),
         generation={"temperature": 0.6},
-    )  # fmt: skip
+    )
 
 
 def _selftest(choices: tuple[KernelChoice, ...]) -> tuple[SelfTest, ...]:

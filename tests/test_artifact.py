@@ -56,7 +56,7 @@ def keys_of(value: Any) -> list[Any]:
 def test_reads_back_equal(artifact: Artifact) -> None:
     opened = Artifact.open(artifact.folder, check=True)
     assert opened.manifest == artifact.manifest
-    assert opened.read_optional("passes/00_import.ir") == b"graph\n"
+    assert opened.read_optional("passes/cpu/00_import.ir") == b"graph\n"
     assert opened.read_optional("none") is None
     assert [p.name for p in artifact.folder.parent.iterdir()] == ["m.hb"]
 
@@ -69,7 +69,7 @@ def test_weights_are_what_safetensors_reads(artifact: Artifact) -> None:
     assert weights.names() == ["a", "b"]
     assert weights.tensor("a").view(np.float32).tolist() == [0, 1, 2]
     assert weights.image.ctypes.data % 64 == 0
-    for facts in artifact.manifest.weights:
+    for facts in artifact.target("cpu").weights:
         view = weights.image[facts.offset : facts.offset + facts.bytes]
         assert bytes(view) == tensors[facts.name].tobytes()
     weights.close()
@@ -94,7 +94,7 @@ def test_streams_in_pieces_and_counts_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "expected"),
     [
-        (("format",), 2, "format: version"),
+        (("format",), 1, "format: version"),
         (("format",), True, "format: version"),
         (("format",), ..., "format: version"),
         (("model",), ..., "'model' is missing"),
@@ -104,8 +104,8 @@ def test_streams_in_pieces_and_counts_bytes(tmp_path: Path) -> None:
         (("model", "vocab"), 10**12, r"model\.vocab: out of range"),
         (("model", "eos"), [258], r"model\.eos: out of range"),
         (("model", "extra"), 1, "unknown key 'extra'"),
-        (("buckets",), [], "buckets: wrong order"),
-        (("buckets",), [1, 4, 4], "buckets: wrong order"),
+        (("targets", "cpu", "buckets"), [], "buckets: wrong order"),
+        (("targets", "cpu", "buckets"), [1, 4, 4], "buckets: wrong order"),
         (("parts",), [], "parts: wrong type"),
         (("parts", "../x"), {"bytes": 0, "sha256": "0" * 64}, "unsafe file name"),
         (("parts", "/etc/passwd"), {"bytes": 0, "sha256": "0" * 64}, "unsafe file name"),
@@ -115,9 +115,15 @@ def test_streams_in_pieces_and_counts_bytes(tmp_path: Path) -> None:
         (("parts", "tokenizer.json", "bytes"), 1, "wrong size"),
         (("parts", "tokenizer.json", "sha256"), "0", "not a SHA-256"),
         (("targets", "cpu", "library"), "../lib.so", "no such part"),
-        (("weights", 0, "offset"), 1, "not aligned"),
-        (("weights", 0, "offset"), 2**40, "beyond the weights file"),
-        (("kernels", 0, "bucket"), 2, "no such bucket"),
+        (("targets", "cpu", "weights", 0, "offset"), 1, "not aligned"),
+        (("targets", "cpu", "weights", 0, "offset"), 2**40, "beyond the weight image"),
+        (("targets",), {}, "at least one target"),
+        (("targets", "cpu", "image", 0, "file"), "gone.safetensors", "no such part"),
+        (("targets", "cpu", "image", 0, "offset"), 64, "out of place"),
+        (("targets", "cpu", "image", 0, "begin"), -64, "out of place"),
+        (("targets", "cpu", "image", 0, "bytes"), 2**40, "out of place"),
+        (("targets", "cpu", "image", 0, "bytes"), 65, "not aligned"),
+        (("targets", "cpu", "kernels", 0, "bucket"), 2, "no such bucket"),
     ],
 )
 def test_hostile_manifest(

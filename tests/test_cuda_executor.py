@@ -12,7 +12,7 @@ import pytest
 
 from halfbyte.codegen import declarations, ffi_options, find_compiler
 from halfbyte.codegen.build import build
-from halfbyte.codegen.emit import Library, Request, write_artifact
+from halfbyte.codegen.emit import Build, Library, Request, write_artifact
 from halfbyte.codegen.nvcc import CudaCompiler, find_cuda_compiler
 from halfbyte.codegen.plan import make_plan
 from halfbyte.codegen.plan_cuda import SYMBOLS, arch_of, cuda_sources
@@ -65,8 +65,8 @@ def artifact(
     library = Library(chosen, plan, built, compiler, ("sm_90a",), {}, 0.0)
     facts = ModelFacts("llama", "tiny", plan.vocab, plan.context, None, (), {})
     out = tmp_path_factory.mktemp("executor") / "tiny.hb"
-    request = Request(facts, "test", "2026-01-01T00:00:00Z", (), ())
-    write_artifact(out, graph, library, context.weights, request)
+    request = Request(facts, "test", "2026-01-01T00:00:00Z")
+    write_artifact(out, [Build(graph, library)], context.weights, request)
     return out
 
 
@@ -160,7 +160,7 @@ def test_a_step_allocates_nothing_and_copies_nothing_twice(model: Model) -> None
 
 def test_profile_times_every_launch(model: Model) -> None:
     session = session_of(model)
-    launches = session.graph(4)["kernels"] or len(model.artifact.manifest.kernels) // 9
+    launches = session.graph(4)["kernels"] or len(model.facts.kernels) // 9
     if launches:
         times = session.profile(4, 4, 20, launches)
         assert times.tolist() == [250.0] * (launches + 1)
@@ -233,6 +233,6 @@ def test_another_card_is_refused(artifact: Path) -> None:
     native = load_native(held.library("sm_90a"), facts.library_sha256)
     out = np.zeros(7, np.int64)
     assert native["device"](0, out) == "Host" and out[:3].tolist() == [9, 0, 13000]
-    assert facts.features[-1] == "compute capability 9.0" and held.manifest.driver_min == "580"
+    assert facts.features[-1] == "compute capability 9.0" and facts.driver_min == "580"
     with pytest.raises(ModelError, match="sequences"):
         load(artifact, "cuda:0", sequences=33)

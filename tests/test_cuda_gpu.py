@@ -15,7 +15,7 @@ import pytest
 
 import halfbyte
 from halfbyte.codegen import declarations, ffi_options, find_compiler
-from halfbyte.codegen.emit import Request, compile_library, write_artifact
+from halfbyte.codegen.emit import Build, Request, compile_library, write_artifact
 from halfbyte.codegen.nvcc import find_cuda_compiler
 from halfbyte.codegen.plan_cuda import arch_of
 from halfbyte.codegen.selftest import selftest, summary
@@ -88,8 +88,9 @@ def test_every_kernel_equals_the_interpreter(shared: Path, tmp_path: Path, name:
     compiler = find_cuda_compiler(find_compiler(None, cache), arch_of(chosen), cuda_home())
     library = compile_library(graph, chosen, compiler, ffi_options(cache))
     facts = ModelFacts("tiny", name, library.plan.vocab, library.plan.context, None, (), {})
-    request = Request(facts, "test", "2026-01-01T00:00:00Z", (), ())
-    artifact = write_artifact(tmp_path / "t.hb", graph, library, imported.weights, request)
+    request = Request(facts, "test", "2026-01-01T00:00:00Z")
+    made = [Build(graph, library)]
+    artifact = write_artifact(tmp_path / "t.hb", made, imported.weights, request)
     weights = WeightsFile(artifact.path(WEIGHTS))
     with DeviceSession(library.built.path, weights.image, library.plan) as session:
         tests = selftest(library.plan, session)
@@ -152,7 +153,7 @@ def test_replays_are_byte_identical_and_allocate_nothing(compiled: Callable[[str
         for name in ("step_allocations", "step_copies"):
             assert after[name] == 0, name
         assert after["setup_allocations"] == before["setup_allocations"]
-        for bucket in model.artifact.manifest.buckets:
+        for bucket in model.facts.buckets:
             assert session.graph(bucket)["memory"] == 0 < session.graph(bucket)["kernels"]
 
 

@@ -49,14 +49,17 @@ def cuda_artifact(path: Path, *targets: str) -> Path:
         facts = made.manifest.targets["cpu"]
         held = {
             name: dataclasses.replace(
-                facts, library=library, library_sha256=out.parts[library].sha256, isas=(name,)
+                facts,
+                library=library,
+                library_sha256=out.parts[library].sha256,
+                isas=(name,),
+                buckets=(1, 2, 4, 64),
+                driver_min="580",
+                kernels=(),
             )
             for name, library in names.items()
         }
-        manifest = dataclasses.replace(
-            made.manifest, targets=held, parts=out.parts, buckets=(1, 2, 4, 64), driver_min="580"
-        )
-        out.commit(manifest)
+        out.commit(dataclasses.replace(made.manifest, targets=held, parts=out.parts))
     return path
 
 

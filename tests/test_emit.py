@@ -21,6 +21,7 @@ from halfbyte.codegen import (
     kernel_choice,
     write_artifact,
 )
+from halfbyte.codegen.emit import Build
 from halfbyte.codegen.kernels import BY_NAME
 from halfbyte.codegen.plan import EXPORTS
 from halfbyte.codegen.selftest import Session, cases, selftest, summary
@@ -109,9 +110,10 @@ def make(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
         )
         vocab, capacity = library.plan.vocab, library.plan.context
         facts = ModelFacts("tiny", "tiny", vocab, capacity, None, (), {})
-        request = Request(facts, "test", "2026-01-01T00:00:00Z", tuple(chosen), ())
+        request = Request(facts, "test", "2026-01-01T00:00:00Z")
         out = tmp_path_factory.mktemp("made") / "tiny.hb"
-        artifact = write_artifact(out, graph, library, context.weights, request)
+        built = Build(graph, library, tuple(chosen))
+        artifact = write_artifact(out, [built], context.weights, request)
         return Made(made, graph, library, artifact, WeightsFile(artifact.path(WEIGHTS)))
 
     return compile_decoder
@@ -163,7 +165,7 @@ def test_ops_left_alone_have_kernels(unfused: Made) -> None:
     alone = {"rmsnorm", "rope", "kv_append", "attention", "silu_mul", "add", "take_rows"}
     assert alone | {"nvfp4_rowmajor_linear"} <= names
     assert cosines(unfused, 70).min() > 0.999999
-    tested = {test.kernel for test in unfused.artifact.manifest.selftest}
+    tested = {test.kernel for test in unfused.artifact.target("cpu").selftest}
     assert tested == names
 
 
@@ -195,17 +197,17 @@ def test_every_kernel_on_every_isa(made: Made, isa: str, threads: int) -> None:
 
 
 def test_manifest_tells_kernels_weights_and_tests(made: Made) -> None:
-    manifest = Artifact.open(made.artifact.folder, check=True).manifest
-    by_loc = {(c.loc, c.bucket): c for c in manifest.kernels}
+    facts = Artifact.open(made.artifact.folder, check=True).target("cpu")
+    by_loc = {(c.loc, c.bucket): c for c in facts.kernels}
     head = by_loc["lm_head", 1]
     assert (head.kernel, head.n, head.k) == ("dense_gemv_bf16", ODD.vocab, ODD.hidden)
     assert any("weight is bf16" in refused.reason for refused in head.refused)
-    qkv = next(w for w in manifest.weights if "model.layers.0.q_proj.weight" in w.source)
+    qkv = next(w for w in facts.weights if "model.layers.0.q_proj.weight" in w.source)
     assert {"model.layers.0.k_proj.weight", "model.layers.0.v_proj.weight_scale"} <= {*qkv.source}
     assert "p16" in qkv.type
-    assert {test.kernel for test in manifest.selftest} <= set(BY_NAME)
-    assert [phase.id for phase in manifest.phases] == ["60_codegen", "70_artifact"]
-    assert "glibc>=" in " ".join(manifest.targets["cpu"].features)
+    assert {test.kernel for test in facts.selftest} <= set(BY_NAME)
+    assert [phase.id for phase in facts.phases] == ["60_codegen", "70_artifact"]
+    assert "glibc>=" in " ".join(facts.features)
 
 
 def test_a_kernel_that_strays_is_caught(made: Made) -> None:
@@ -238,9 +240,8 @@ def test_the_image_must_be_where_phase_40_put_it(made: Made, tmp_path: Path) -> 
     with pytest.raises(IRError, match="planned 64"):
         write_artifact(
             tmp_path / "x.hb",
-            made.graph,
-            library,
+            [Build(made.graph, library)],
             made.decoder.data.__getitem__,
-            Request(facts, "test", "", (), ()),
+            Request(facts, "test", ""),
         )
     assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ def test_a_journey_from_checkpoint_to_kernel(capsys: Capture, artifact: Path) ->
         "padded with zeros: inputs 48 to 64",
         "rows 0..47 are this module's; the others are k_proj, v_proj's",
         "refused nvfp4_gemv: M = 1..8 only, bucket has 64",
-        "its arguments: passes/60_codegen/plan.cc:",
+        "its arguments: passes/cpu/60_codegen/plan.cc:",
         "off by 2e-06 allowed 1e-05 20%",
     )
     at = -1
@@ -172,7 +172,7 @@ def test_phase_is_ir_with_its_decisions(capsys: Capture, artifact: Path, wanted:
 
     text = says(capsys, artifact, "--phase", wanted)
     assert "// did  qkv + rope + append  model.layers.0.attn: one linear of 80 rows" in text
-    assert to_text(from_text(text)) == (artifact / "passes" / "30_fuse.ir").read_text()
+    assert to_text(from_text(text)) == (artifact / "passes" / "cpu" / "30_fuse.ir").read_text()
 
 
 def test_diff_names_what_changed_and_where(capsys: Capture, artifact: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_damaged_record_is_a_plain_error(
     capsys: Capture, tmp_path: Path, part: str, flag: str
 ) -> None:
     artifact = write(tmp_path / "a.hb", decoder(Shape(layers=1)))
-    file = artifact / "passes" / part
+    file = artifact / "passes" / "cpu" / part
     file.write_bytes(b"\xff" * file.stat().st_size)
     assert main(["inspect", str(artifact), flag]) == 1
     error = capsys.readouterr().err
