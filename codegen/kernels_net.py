@@ -90,6 +90,8 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "softmax": (SCALAR, AVX2, AVX512),
     "normalize": (SCALAR, AVX2, AVX512),
     "channel_norm": (SCALAR, AVX2, AVX512),
+    "pool": (SCALAR, AVX2, AVX512),
+    "conv": (SCALAR, AVX2, AVX512),
 }
 """The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
 than SCALAR."""
@@ -117,4 +119,10 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("normalize", by_one_type(0, 1), FLOATS, "layer_normalization", "rms_normalization"),
     *_family("normalize", by_type(0), FLOATS, "group_normalization", "instance_normalization"),
     *_family("channel_norm", by_type(0), FLOATS, "batch_normalization", "lrn", "lp_normalization"),
+    # windows over images, resampling, recurrence
+    *_family("pool", by_type(0), FLOATS + ("i8", "u8"), "max_pool"),
+    *_family("pool", by_type(0), FLOATS, "average_pool", "lp_pool", "max_unpool"),
+    *_family("pool", by_type(0), FLOATS, "global_average_pool", "global_max_pool"),
+    *_family("pool", by_type(0), FLOATS, "global_lp_pool"),
+    *_family("conv", by_type(0), FLOATS, "conv", "conv_transpose", "causal_conv_with_state"),
 )
