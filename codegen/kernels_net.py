@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.graph import Op
-from ..ir.onnx_ops import dtype
+from ..ir.onnx_ops import dtype, is_given
 from ..ir.types import DTYPE_BYTES
 from .isa import AVX2, AVX512, SCALAR, Isa
 
@@ -20,13 +20,18 @@ SIGNED = ("i64", "i32", "i16", "i8")
 UNSIGNED = ("u64", "u32", "u16", "u8")
 INTEGERS = SIGNED + UNSIGNED
 NUMBERS = FLOATS + INTEGERS
+FLOATS8 = ("f8e4m3", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz")
+INTEGERS4 = ("i4", "u4", "i2", "u2")
+TYPES = (*NUMBERS, "bool", *FLOATS8, *INTEGERS4, "f4e2m1", "f8e8m0")
 WIDTHS = ("b1", "b2", "b4", "b8")
 
 C_TYPES: dict[str, str] = {
     "f32": "float", "f64": "double", "f16": "F16Bits", "bf16": "BF16Bits", "i64": "int64_t",
     "i32": "int32_t", "i16": "int16_t", "i8": "int8_t", "u64": "uint64_t", "u32": "uint32_t",
     "u16": "uint16_t", "u8": "uint8_t", "bool": "bool", "b1": "uint8_t", "b2": "uint16_t",
-    "b4": "uint32_t", "b8": "uint64_t",
+    "b4": "uint32_t", "b8": "uint64_t", "f8e4m3": "F8E4M3Bits", "f8e4m3fnuz": "F8E4M3FNUZBits",
+    "f8e5m2": "F8E5M2Bits", "f8e5m2fnuz": "F8E5M2FNUZBits", "f8e8m0": "F8E8M0Bits",
+    "f4e2m1": "F4E2M1Bits", "i4": "I4Bits", "u4": "U4Bits", "i2": "I2Bits", "u2": "U2Bits",
 }  # fmt: skip
 """The C++ element type of a variant; types without one have no variant of their own."""
 
@@ -53,10 +58,10 @@ def by_width(i: int) -> Variant:
 
 
 def by_one_type(*operands: int) -> Variant:
-    """The dtype that these operands share; none where they differ, though ONNX lets them."""
+    """The dtype that these operands (all, where none is listed) share; none where they differ."""
 
     def variant(op: Op) -> str:
-        found = {dtype(op, i) for i in operands}
+        found = {dtype(op, i) for i in operands or range(len(op.args)) if is_given(op, i)}
         return found.pop() if len(found) == 1 else ""
 
     return variant
@@ -82,7 +87,16 @@ class NetKernel:
 
 
 FAMILIES: dict[str, tuple[Isa, ...]] = {
-    "elementwise": (SCALAR, AVX2, AVX512),
+    "arithmetic": (SCALAR, AVX2, AVX512),
+    "activation": (SCALAR, AVX2, AVX512),
+    "bits": (SCALAR,),
+    "cast": (SCALAR, AVX2, AVX512),
+    "compare": (SCALAR, AVX2, AVX512),
+    "dequantize": (SCALAR, AVX2, AVX512),
+    "dynamic_quantize": (SCALAR, AVX2, AVX512),
+    "pow": (SCALAR, AVX2, AVX512),
+    "quantize": (SCALAR, AVX2, AVX512),
+    "select": (SCALAR,),
     "reduce": (SCALAR, AVX2, AVX512),
     "order": (SCALAR,),
     "scan": (SCALAR,),
@@ -104,8 +118,33 @@ def _family(
 
 
 KERNELS: tuple[NetKernel, ...] = (
-    *_family("elementwise", by_type(0), NUMBERS, "add"),
-    *_family("elementwise", by_type(0), FLOATS + SIGNED, "relu"),
+    # elementwise, casts, quantisation
+    *_family("arithmetic", by_one_type(), NUMBERS,
+             "add", "sub", "mul", "div", "mod", "max", "min", "clip", "abs", "sign", "shrink"),
+    *_family("arithmetic", by_one_type(), FLOATS + SIGNED, "neg", "relu"),
+    *_family("arithmetic", by_one_type(), (*FLOATS, "i64", "i32", "u64", "u32"), "prelu"),
+    *_family("arithmetic", by_one_type(), ("f32", "f64", "i64", "i32"), "binarizer"),
+    *_family("arithmetic", by_one_type(), FLOATS, "sum", "mean"),
+    *_family("activation", by_type(0), FLOATS,
+             "exp", "log", "sqrt", "floor", "ceil", "round", "sin", "cos", "tan", "asin", "acos",
+             "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid",
+             "softplus", "softsign", "reciprocal", "mish", "hard_swish", "hard_sigmoid",
+             "leaky_relu", "thresholded_relu", "elu", "selu", "celu", "swish", "gelu"),
+    *_family("bits", by_one_type(), INTEGERS,
+             "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "bit_shift"),
+    *_family("cast", by_type(0), TYPES, "cast", "cast_like"),
+    *_family("cast", by_type(0), FLOATS + FLOATS8, "is_nan", "is_inf"),
+    *_family("compare", by_one_type(), (*NUMBERS, "bool"), "equal"),
+    *_family("compare", by_one_type(), NUMBERS,
+             "greater", "less", "greater_or_equal", "less_or_equal"),
+    *_family("compare", by_one_type(), ("bool",), "and", "or", "xor", "not"),
+    *_family("pow", by_type(0), (*FLOATS, "i64", "i32"), "pow"),
+    *_family("quantize", by_type(0), ("f32", "f16", "bf16", "i32"), "quantize_linear"),
+    *_family("dequantize", by_type(0),
+             ("i8", "u8", "i16", "u16", "i32", *FLOATS8, *INTEGERS4, "f4e2m1"),
+             "dequantize_linear"),
+    *_family("dynamic_quantize", single, ("",), "dynamic_quantize_linear"),
+    *_family("select", by_width(1), WIDTHS, "where"),
     # reductions, orders, normalisation, matrix products
     *_family("reduce", by_type(0), (*NUMBERS, "bool"), "reduce_max", "reduce_min"),
     *_family("reduce", by_type(0), NUMBERS, "reduce_sum", "reduce_mean", "reduce_prod"),
@@ -125,4 +164,4 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("pool", by_type(0), FLOATS, "global_average_pool", "global_max_pool"),
     *_family("pool", by_type(0), FLOATS, "global_lp_pool"),
     *_family("conv", by_type(0), FLOATS, "conv", "conv_transpose", "causal_conv_with_state"),
-)
+)  # fmt: skip

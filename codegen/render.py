@@ -20,8 +20,10 @@ from .isa import ISAS, Isa
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED = "shared"
-HEADERS = {"cpu": "hb.h", "cuda": "hb_cuda.h"}
+HEADERS = {"cpu": "hb.h", "cuda": "hb_cuda.h", "net": "net.h"}
 """What kernels, executor and plan of a folder share."""
+LOOKED_IN = {"net": ("net", "cpu", SHARED)}
+"""Where a folder's templates are looked for, if not in it and among the shared ones alone."""
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 
 
@@ -42,8 +44,9 @@ class Source:
 @cache
 def environment(folder: str = "cpu") -> jinja2.Environment:
     """The environment of the templates of `folder`, which see the shared ones too."""
+    folders = [TEMPLATES / name for name in LOOKED_IN.get(folder, (folder, SHARED))]
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader((TEMPLATES / folder, TEMPLATES / SHARED)),
+        loader=jinja2.FileSystemLoader(folders),
         undefined=jinja2.StrictUndefined,
         autoescape=False,
         keep_trailing_newline=True,

@@ -25,6 +25,13 @@ ABSENT = "absent"
 
 Shape = tuple[Dim, ...]
 
+DTYPES: dict[int, str] = {
+    1: "f32", 2: "u8", 3: "i8", 4: "u16", 5: "i16", 6: "i32", 7: "i64", 9: "bool", 10: "f16",
+    11: "f64", 12: "u32", 13: "u64", 16: "bf16", 17: "f8e4m3", 18: "f8e4m3fnuz", 19: "f8e5m2",
+    20: "f8e5m2fnuz", 21: "u4", 22: "i4", 23: "f4e2m1", 24: "f8e8m0", 25: "u2", 26: "i2",
+}  # fmt: skip
+"""Our dtypes by their numbers in onnx.TensorProto.DataType (`to` of Cast)."""
+
 
 def by_evaluator(op: Op, args: list[Data]) -> Data:
     """Raises IRError: the meaning of ONNX operators is not written down here a second time."""
@@ -72,6 +79,14 @@ def typed(dtype_: str, found: Shape | None) -> TensorType:
 
 NOTHING = TensorType((0,), Plain("u8"))
 """The type of `absent`."""
+
+
+def numbered(op: Op, attr: str, otherwise: str) -> str:
+    """The dtype whose number the attribute is; `otherwise` where it is absent or 0."""
+    number = op.get(attr, 0)
+    if number and number not in DTYPES:
+        raise IRError(f"{op.name}: {attr} is {number}, expected one of {sorted(DTYPES)}")
+    return DTYPES.get(number, otherwise)
 
 
 # --- rules that many operators share --------------------------------------------------------------
