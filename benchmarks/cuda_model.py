@@ -103,7 +103,7 @@ def main() -> None:
         loaded = time.perf_counter() - start
         session.step(1)
         first = time.perf_counter() - start
-        size = sum(weight.bytes for weight in model.artifact.manifest.weights)
+        size = sum(weight.bytes for weight in model.facts.weights)
         print(f"load {loaded:.2f} s, first token {first:.2f} s, {size / 1e9:.2f} GB", flush=True)
         differ = replays_differ(session)
         print(f"{differ} of {REPLAYS} replays differ", flush=True)
