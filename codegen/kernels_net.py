@@ -18,6 +18,7 @@ from .isa import AVX2, AVX512, SCALAR, Isa
 FLOATS = ("f32", "f64", "f16", "bf16")
 SIGNED = ("i64", "i32", "i16", "i8")
 UNSIGNED = ("u64", "u32", "u16", "u8")
+WIDE = ("i64", "i32", "u64", "u32")
 INTEGERS = SIGNED + UNSIGNED
 NUMBERS = FLOATS + INTEGERS
 FLOATS8 = ("f8e4m3", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz")
@@ -67,6 +68,16 @@ def by_one_type(*operands: int) -> Variant:
     return variant
 
 
+def bytes_only(*operands: int) -> Variant:
+    """One variant, for operands of 8-bit integers: none where one is of another type."""
+
+    def variant(op: Op) -> str:
+        others = [found for i in operands if (found := dtype(op, i)) not in ("i8", "u8")]
+        return others[0] if others else ""
+
+    return variant
+
+
 def single(op: Op) -> str:
     """One variant, which looks at types as it runs."""
     return ""
@@ -104,6 +115,9 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "softmax": (SCALAR, AVX2, AVX512),
     "normalize": (SCALAR, AVX2, AVX512),
     "channel_norm": (SCALAR, AVX2, AVX512),
+    "mat_mul": (SCALAR, AVX2, AVX512),
+    "einsum": (SCALAR, AVX2, AVX512),
+    "integer_mat_mul": (SCALAR, AVX2, AVX512),
     "pool": (SCALAR, AVX2, AVX512),
     "conv": (SCALAR, AVX2, AVX512),
 }
@@ -122,7 +136,7 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("arithmetic", by_one_type(), NUMBERS,
              "add", "sub", "mul", "div", "mod", "max", "min", "clip", "abs", "sign", "shrink"),
     *_family("arithmetic", by_one_type(), FLOATS + SIGNED, "neg", "relu"),
-    *_family("arithmetic", by_one_type(), (*FLOATS, "i64", "i32", "u64", "u32"), "prelu"),
+    *_family("arithmetic", by_one_type(), (*FLOATS, *WIDE), "prelu"),
     *_family("arithmetic", by_one_type(), ("f32", "f64", "i64", "i32"), "binarizer"),
     *_family("arithmetic", by_one_type(), FLOATS, "sum", "mean"),
     *_family("activation", by_type(0), FLOATS,
@@ -155,9 +169,14 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("scan", by_type(0), NUMBERS, "cum_sum", "cum_prod"),
     *_family("boxes", single, ("",), "non_max_suppression"),
     *_family("softmax", by_type(0), FLOATS, "softmax", "log_softmax", "hardmax"),
-    *_family("normalize", by_one_type(0, 1), FLOATS, "layer_normalization", "rms_normalization"),
+    *_family("normalize", by_one_type(), FLOATS, "layer_normalization", "rms_normalization"),
     *_family("normalize", by_type(0), FLOATS, "group_normalization", "instance_normalization"),
     *_family("channel_norm", by_type(0), FLOATS, "batch_normalization", "lrn", "lp_normalization"),
+    *_family("mat_mul", by_one_type(), (*FLOATS, *WIDE), "mat_mul", "gemm"),
+    *_family("mat_mul", by_type(0), FLOATS, "det"),
+    *_family("einsum", by_one_type(), NUMBERS, "einsum"),
+    *_family("integer_mat_mul", bytes_only(0, 1), ("",), "mat_mul_integer"),
+    *_family("integer_mat_mul", bytes_only(0, 3, 7), ("",), "qlinear_mat_mul"),
     # windows over images, resampling, recurrence
     *_family("pool", by_type(0), FLOATS + ("i8", "u8"), "max_pool"),
     *_family("pool", by_type(0), FLOATS, "average_pool", "lp_pool", "max_unpool"),
