@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from .graph import Op
-from .onnx_ops import elementwise, like, onnx, shape, typed
+from .onnx_ops import MANY, elementwise, like, onnx, shape, typed
 from .opdef import OpDef
 from .types import TensorType
-
-MANY = 1 << 16
-"""Operands that a variadic operator may have."""
 
 
 def _binary(operator: str, doc: str, **attrs: str) -> OpDef:

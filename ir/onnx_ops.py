@@ -23,6 +23,9 @@ from .types import UNKNOWN, UNRANKED, Dim, Plain, TensorType
 ABSENT = "absent"
 """The op whose result stands for an operand that is left out."""
 
+MANY = 1 << 16
+"""Operands that a variadic operator may have."""
+
 Shape = tuple[Dim, ...]
 
 DTYPES: dict[int, str] = {
