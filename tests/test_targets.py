@@ -19,6 +19,7 @@ from halfbyte.ir.graph import Graph
 from halfbyte.ir.target import target
 from halfbyte.passes import pipeline
 from halfbyte.passes.context import Context
+from halfbyte.runtime import load
 from halfbyte.runtime.artifact import Artifact, ArtifactWriter
 from halfbyte.runtime.target_weights import TargetWeights
 
@@ -130,9 +131,7 @@ def test_the_record_tells_of_each_target(artifact: Path) -> None:
 
 @pytest.mark.slow
 def test_the_cpu_runs_its_own(artifact: Path) -> None:
-    import halfbyte
-
-    model = halfbyte.load(artifact)
+    model = load(artifact)
     assert model.target == "cpu" and model.facts.buckets[0] == 1
     assert np.isfinite(model.logits([1, 2, 3])).all()
     model.close()
@@ -140,6 +139,25 @@ def test_the_cpu_runs_its_own(artifact: Path) -> None:
     assert verdict["cpu"] == ()
     if verdict["sm_120a"]:
         assert "compute capability 12.0" in verdict["sm_120a"][0]
+
+
+@pytest.mark.gpu
+def test_a_device_runs_its_own_pieces(artifact: Path, root: Path, tmp_path: Path) -> None:
+    """On a Hopper: the image of two files gives the logits of an artifact for it alone."""
+    model = root / "tests/data/llama_tied-modelopt"
+    alone = tmp_path / "alone.hb"
+    compile_model(Options(model, alone, target="sm_90a", recipe="w4a16", context=64))
+    ids = [(7 * i + 3) % 500 for i in range(40)]
+    logits: list[bytes] = []
+    for path in (artifact, alone):
+        with load(path, "cuda:0") as opened:
+            assert opened.target == "sm_90a"
+            logits.append(opened.logits(ids).tobytes())
+    assert logits[0] == logits[1]
+    other = tmp_path / "other.hb"
+    compile_model(Options(model, other, target="sm_120a,cpu", recipe="w4a16", context=64))
+    with pytest.raises(TargetError, match=r"compute capability 9\.0.*holds cpu, sm_120a"):
+        load(other, "cuda:0")
 
 
 def test_what_is_asked_for_must_exist(root: Path, tmp_path: Path) -> None:
