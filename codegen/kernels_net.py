@@ -78,6 +78,12 @@ def bytes_only(*operands: int) -> Variant:
     return variant
 
 
+def attention_type(op: Op) -> str:
+    """The dtype that all but mask and lengths share, if the mask is one that can be added."""
+    mask = dtype(op, 3) if is_given(op, 3) else "bool"
+    return by_one_type(0, 1, 2, 4, 5)(op) if mask in (*FLOATS, "bool") else ""
+
+
 def single(op: Op) -> str:
     """One variant, which looks at types as it runs."""
     return ""
@@ -125,6 +131,8 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "mat_mul": (SCALAR, AVX2, AVX512),
     "einsum": (SCALAR, AVX2, AVX512),
     "integer_mat_mul": (SCALAR, AVX2, AVX512),
+    "attention": (SCALAR, AVX2, AVX512),
+    "rotary": (SCALAR, AVX2, AVX512),
     "pool": (SCALAR, AVX2, AVX512),
     "conv": (SCALAR, AVX2, AVX512),
 }
@@ -198,6 +206,8 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("einsum", by_one_type(), NUMBERS, "einsum"),
     *_family("integer_mat_mul", bytes_only(0, 1), ("",), "mat_mul_integer"),
     *_family("integer_mat_mul", bytes_only(0, 3, 7), ("",), "qlinear_mat_mul"),
+    *_family("attention", attention_type, FLOATS, "attention"),
+    *_family("rotary", by_one_type(0, 1, 2), FLOATS, "rotary_embedding"),
     # windows over images, resampling, recurrence
     *_family("pool", by_type(0), FLOATS + ("i8", "u8"), "max_pool"),
     *_family("pool", by_type(0), FLOATS, "average_pool", "lp_pool", "max_unpool"),
