@@ -135,6 +135,7 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "rotary": (SCALAR, AVX2, AVX512),
     "pool": (SCALAR, AVX2, AVX512),
     "conv": (SCALAR, AVX2, AVX512),
+    "recurrent": (SCALAR, AVX2, AVX512),
 }
 """The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
 than SCALAR."""
@@ -214,4 +215,5 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("pool", by_type(0), FLOATS, "global_average_pool", "global_max_pool"),
     *_family("pool", by_type(0), FLOATS, "global_lp_pool"),
     *_family("conv", by_type(0), FLOATS, "conv", "conv_transpose", "causal_conv_with_state"),
+    *_family("recurrent", by_type(0), FLOATS, "rnn", "gru", "lstm"),
 )  # fmt: skip
