@@ -136,6 +136,9 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "pool": (SCALAR, AVX2, AVX512),
     "conv": (SCALAR, AVX2, AVX512),
     "recurrent": (SCALAR, AVX2, AVX512),
+    "resize": (SCALAR, AVX2, AVX512),
+    "grid_sample": (SCALAR, AVX2, AVX512),
+    "conv_integer": (SCALAR, AVX2, AVX512),
 }
 """The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
 than SCALAR."""
@@ -216,4 +219,7 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("pool", by_type(0), FLOATS, "global_lp_pool"),
     *_family("conv", by_type(0), FLOATS, "conv", "conv_transpose", "causal_conv_with_state"),
     *_family("recurrent", by_type(0), FLOATS, "rnn", "gru", "lstm"),
+    *_family("resize", by_type(0), NUMBERS, "resize"),
+    *_family("grid_sample", by_type(0), FLOATS, "grid_sample"),
+    *_family("conv_integer", single, ("",), "conv_integer", "qlinear_conv"),
 )  # fmt: skip

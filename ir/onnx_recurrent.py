@@ -29,7 +29,11 @@ def _recurrent(results: int) -> Infer:
         steps, batch = (second, first) if batch_first else (first, second)
         directions, hidden = _known(r, 0), _known(r, 2)
         states = (batch, directions, hidden) if batch_first else (directions, batch, hidden)
-        y = (batch, steps, directions, hidden) if batch_first else (steps, directions, batch, hidden)
+        y = (
+            (batch, steps, directions, hidden)
+            if batch_first
+            else (steps, directions, batch, hidden)
+        )
         return (typed(dtype(op, 0), y), *([typed(dtype(op, 0), states)] * (results - 1)))
 
     return infer
