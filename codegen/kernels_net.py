@@ -139,6 +139,10 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "resize": (SCALAR, AVX2, AVX512),
     "grid_sample": (SCALAR, AVX2, AVX512),
     "conv_integer": (SCALAR, AVX2, AVX512),
+    "regions": (SCALAR,),
+    "loss": (SCALAR, AVX2, AVX512),
+    "optimizer": (SCALAR, AVX2, AVX512),
+    "random": (SCALAR,),
 }
 """The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
 than SCALAR."""
@@ -217,9 +221,19 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("pool", by_type(0), FLOATS, "average_pool", "lp_pool", "max_unpool"),
     *_family("pool", by_type(0), FLOATS, "global_average_pool", "global_max_pool"),
     *_family("pool", by_type(0), FLOATS, "global_lp_pool"),
-    *_family("conv", by_type(0), FLOATS, "conv", "conv_transpose", "causal_conv_with_state"),
+    *_family("conv", by_one_type(), FLOATS, "conv", "conv_transpose", "causal_conv_with_state"),
     *_family("recurrent", by_type(0), FLOATS, "rnn", "gru", "lstm"),
     *_family("resize", by_type(0), NUMBERS, "resize"),
     *_family("grid_sample", by_type(0), FLOATS, "grid_sample"),
     *_family("conv_integer", single, ("",), "conv_integer", "qlinear_conv"),
+    *_family("regions", by_one_type(0, 1), FLOATS, "roi_align", "max_roi_pool"),
+    *_family("regions", by_one_type(), FLOATS, "deform_conv"),
+    *_family("regions", by_type(0), NUMBERS, "col2im"),
+    *_family("loss", by_type(0), FLOATS, "negative_log_likelihood_loss"),
+    *_family("loss", by_type(0), FLOATS, "softmax_cross_entropy_loss"),
+    *_family("optimizer", by_type(2), ("f32", "f64"), "adagrad", "adam", "momentum"),
+    *_family("random", by_type(-1), FLOATS, "random_uniform", "random_uniform_like"),
+    *_family("random", by_type(-1), FLOATS, "random_normal", "random_normal_like"),
+    *_family("random", by_type(-1), (*NUMBERS, "bool"), "bernoulli"),
+    *_family("random", by_type(-1), ("i32", "i64"), "multinomial"),
 )  # fmt: skip
