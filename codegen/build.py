@@ -95,6 +95,7 @@ class Built:
     """The linked library in the cache (copy it, never write to it).
 
     `words`: what the compiler said of each unit, by name; of units whose words are still cached.
+    `objects`: the object of each unit, in the cache.
     """
 
     path: Path
@@ -104,6 +105,7 @@ class Built:
     compiled: tuple[str, ...]
     seconds: float
     words: Mapping[str, str] = field(default_factory=dict[str, str])
+    objects: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,35 @@ def build(
     facts = _check(library, exports)
     seconds = time.perf_counter() - start
     words = {job.source.name: _words(store, job.key) for job in jobs}
+    objects = {job.source.name: store.path(job.key, ".o") for job in jobs}
     digest_ = sha256_file(library)
-    return Built(library, digest_, facts.needed, facts.versions, compiled, seconds, words)
+    return Built(library, digest_, facts.needed, facts.versions, compiled, seconds, words, objects)
+
+
+def run_program(
+    sources: Sequence[Source], flags: Sequence[str], compiler: Toolchain, options: Options
+) -> str:
+    """Link `sources` into a program that takes no input, and run it: what it says is remembered.
+
+    TargetError: the compiler fails. IRError: the program does.
+    """
+    store = Store(options.cache / "objects")
+    jobs = [_Job(source, _key(source, compiler, options)) for source in sources]
+    key = digest("program 1", [job.key for job in jobs], flags)
+    if (said := store.get(key, ".txt")) is not None:
+        return said.read_text()
+    with _workplace(options.cache) as place:
+        _compile_missing(jobs, store, compiler, options, place)
+        objects = [str(store.path(job.key, ".o")) for job in jobs]
+        program = place / "program"
+        command = (*compiler.linker, *flags, *objects, "-o", str(program))
+        for _ in _run_all([("program", key, command)], 1, compiler):
+            pass
+        ran = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
+    if ran.returncode != 0:
+        raise IRError(f"{sources[-1].name}: {ran.stderr.strip() or ran.returncode}")
+    store.put(key, ".txt", ran.stdout.encode())
+    return ran.stdout
 
 
 def _words(store: Store, key: str) -> str:

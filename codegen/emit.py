@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..ir.errors import IRError
@@ -32,13 +32,13 @@ from ..runtime.artifact import (
     TargetFacts,
     WeightsFile,
 )
-from .build import Built, Options, Toolchain, build
+from .build import Built, Options, Toolchain, build, run_program
 from .compiler import Compiler
+from .graphs import Graphs, graphs_of
+from .kernel_code import compiled_kernels
 from .nvcc import DRIVER_MIN, CudaCompiler
 from .plan import EXPORTS, Plan, buckets_of, cpu_sources, make_plan, manifest_shape
-from .plan_cuda import SYMBOLS, arch_of, cuda_sources
-from .ptxas import resources
-from .sass import census, find_tools, matrix_instruction
+from .plan_cuda import SYMBOLS, arch_of, cuda_sources, record_sources
 from .selftest import Session, selftest
 from .weights import Known, Layout, evaluated, lay_out, weight_facts
 
@@ -53,7 +53,8 @@ LATE_PHASES = (
 class Library:
     """Phase 60: the plan, the library built of it, and by which compiler for which ISAs.
 
-    `code`: what each kernel of a CUDA target takes of the device; the cpu's has nothing to say.
+    `code`: what each kernel of a CUDA target takes of the device, `graphs`: what a step enqueues;
+    the cpu's has nothing to say.
     """
 
     target: Target
@@ -64,6 +65,7 @@ class Library:
     sources: Mapping[str, str]
     seconds: float
     code: tuple[KernelCode, ...] = ()
+    graphs: Graphs | None = None
 
     @property
     def name(self) -> str:
@@ -126,27 +128,16 @@ def compile_library(graph: Graph, target: Target, compiler: Toolchain, options: 
         sources, symbols, isas = cuda_sources(plan, target, arch), SYMBOLS, (target.name,)
     built = build(sources, symbols, compiler, options)
     texts = {unit.name: unit.text for unit in sources}
+    compiled = compiled_kernels(built)
+    graphs = None
+    if isinstance(compiler, CudaCompiler):
+        recorded = record_sources(sources, target)
+        quiet = replace(options, progress=None)
+        said = run_program(recorded, compiler.program_flags, compiler, quiet)
+        graphs = graphs_of(said, compiled, target)
     seconds = time.perf_counter() - start
-    return Library(target, plan, built, compiler, isas, texts, seconds, kernel_code(built))
-
-
-def kernel_code(built: Built) -> tuple[KernelCode, ...]:
-    """What the assembler said of each kernel of a library, and what a census of it shows."""
-    found = [(unit, k) for unit, words in built.words.items() for k in resources(words)]
-    tools = find_tools() if found else None
-    counted = census(built.path, tools) if tools else {}
-    return tuple(
-        KernelCode(
-            unit,
-            k.name,
-            k.registers,
-            k.stack,
-            k.spill_stores + k.spill_loads,
-            k.shared,
-            matrix_instruction(counted.get(k.symbol, {})),
-        )
-        for unit, k in found
-    )
+    code = tuple(c.code for c in compiled)
+    return Library(target, plan, built, compiler, isas, texts, seconds, code, graphs)
 
 
 def kernel_choice(

@@ -90,6 +90,11 @@ class CudaCompiler:
     def link_libraries(self) -> tuple[str, ...]:
         return (f"-L{self.nvcc.libraries}", "-lcudart_static", "-ldl", "-lrt", "-lpthread", "-lm")
 
+    @property
+    def program_flags(self) -> tuple[str, ...]:
+        """Flags of a program of this machine, linked of the objects of a library."""
+        return (*self.host.baseline, "-Wl,--as-needed", "-lpthread", "-lm", "-ldl")
+
     def command_of(self, unit: str) -> tuple[str, ...]:
         """What compiles a unit of this name; paths of this machine, so no part of a cache key."""
         if unit.endswith(".cu"):

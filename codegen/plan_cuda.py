@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.errors import IRError, TargetError
@@ -74,6 +74,7 @@ def kernel_facts(
         "head_dims": head_dims(target.shared_bytes),
         "target": arch or arch_of(target),
         "shared_bytes": target.shared_bytes,
+        "sms": target.sms,
         "cutlass_tiles": tiles_of(kernels),
     }
 
@@ -94,6 +95,12 @@ def cuda_sources(plan: Plan, target: Target, arch: Arch | None = None) -> list[S
     products = [_source(unit.twin() if arch.twin else unit, facts) for unit in more]
     last = source("plan.cc", None, FOLDER, plan=plan, **facts)
     return [*products, *kernels, *fixed, *exports, last]
+
+
+def record_sources(sources: Sequence[Source], target: Target) -> list[Source]:
+    """What the program `record` (record.cc) is linked of: the kernels and the plan of a library."""
+    kept = [s for s in sources if s.name.endswith(".cu") or s.name == "plan.cc"]
+    return [*kept, source("record.cc", None, FOLDER, sms=target.sms)]
 
 
 def _check_sampler(plan: Plan, target: Target) -> None:

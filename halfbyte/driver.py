@@ -26,6 +26,7 @@ from .codegen.emit import (
     kernel_choice,
     write_artifact,
 )
+from .codegen.graphs import FILE as GRAPHS
 from .codegen.nvcc import find_cuda_compiler
 from .codegen.plan_cuda import arch_of
 from .codegen.table import declarations
@@ -257,6 +258,8 @@ def _request(
     files = dict(imported.tokenizer)
     for m, build in zip(made, builds, strict=True):
         plan = {f"{CODEGEN}/plan.cc": build.library.sources["plan.cc"].encode()}
+        if build.library.graphs is not None:
+            plan[GRAPHS] = build.library.graphs.to_json()
         record = {**_without_sources(m.run.dumps.finish()), **plan}
         folder = f"{PASSES}/{m.run.target.name}"
         files |= {f"{folder}/{name}": data for name, data in record.items()}

@@ -34,6 +34,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     view.add_argument("--diff", nargs=2, metavar=("A", "B"), help="the IR of two phases compared")
     view.add_argument("--kernels", action="store_true", help="the kernel of each launch and "
                       "bucket, and the refused ones")  # fmt: skip
+    view.add_argument("--graph", action="store_true", help="what the CUDA graph of each bucket "
+                      "holds")  # fmt: skip
     view.add_argument("--memory", action="store_true", help="the memory plan, its arena drawn")
     view.add_argument("--scales", action="store_true", help="audit of the checkpoint's scales")
     view.add_argument("--check", action="store_true", help="every SHA-256, and whether the code "
@@ -93,6 +95,11 @@ def _whole(source: Source, args: argparse.Namespace) -> tuple[DataclassInstance,
 
         table = kernels(source)
         return table, kernels_text(table)
+    if args.graph:
+        from .inspect_graph import graphs, graphs_text
+
+        held = graphs(source)
+        return held, graphs_text(held)
     if args.memory:
         from .inspect_memory import memory, memory_text
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .inspect_format import layer_of, pattern_of, short, table, token_spans, with_layers, wrapped
+from .inspect_graph import COLUMNS, RIGHT, Node, Record, node, node_cells, record
 from .inspect_source import Source
-from .runtime.manifest import KernelChoice, KernelCode, Refusal
+from .runtime.manifest import KernelChoice, Refusal
 
 LINEARS = ("linear", "fused_linear")
 
@@ -35,17 +36,28 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
-    """The kernel table of an artifact. `fallbacks`: launches on a slow kernel, in any bucket.
+class Compiled:
+    """The compiled kernels of a row (counted from 1) in buckets in which they are the same."""
 
-    `code`: what each compiled kernel takes of a device, where the target has one.
+    row: int
+    buckets: tuple[int, ...]
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The kernel table of a target. `fallbacks`: launches on a slow kernel, in any bucket.
+
+    `compiled`: what each linear enqueues in each bucket, where the target is a CUDA device; grids
+    are those of a card of `sms` multiprocessors.
     """
 
     buckets: tuple[int, ...]
     linears: tuple[Row, ...]
     others: tuple[Row, ...]
     fallbacks: int
-    code: tuple[KernelCode, ...] = ()
+    compiled: tuple[Compiled, ...] = ()
+    sms: int = 0
 
 
 def kernels(source: Source) -> Kernels:
@@ -59,13 +71,39 @@ def kernels(source: Source) -> Kernels:
         key = pattern_of(loc), op, chosen[0].n, chosen[0].k, choices
         groups.setdefault(key, []).append(chosen)
     rows = [_row(group) for group in groups.values()]
+    linears = tuple(r for r in rows if r.op in LINEARS)
+    found = record(source)
     return Kernels(
         source.facts.buckets,
-        tuple(r for r in rows if r.op in LINEARS),
+        linears,
         tuple(r for r in rows if r.op not in LINEARS),
         len({(c.loc, c.op) for c in source.facts.kernels if c.fallback}),
-        source.facts.code,
+        _compiled(source, linears, found) if found else (),
+        found.sms if found else 0,
     )
+
+
+def _compiled(source: Source, rows: Sequence[Row], found: Record) -> tuple[Compiled, ...]:
+    """What the first launch of each row enqueues, bucket by bucket."""
+    index: dict[tuple[str, str, int], int] = {}
+    seen: dict[int, int] = {}
+    for c in source.facts.kernels:  # per bucket: one per launch, in launch order
+        index[c.loc, c.op, c.bucket] = seen.get(c.bucket, 0)
+        seen[c.bucket] = seen.get(c.bucket, 0) + 1
+    compiled: list[Compiled] = []
+    for number, row in enumerate(rows, 1):
+        for choice in row.choices:
+            graph, launch = found.of(choice.bucket), index[row.locs[0], row.op, choice.bucket]
+            if graph is None or launch >= len(graph.launches):
+                continue
+            kinds = (found.kinds[i] for i in graph.launches[launch])
+            nodes = tuple(node(kind, source.facts.code) for kind in kinds)
+            last = compiled[-1] if compiled else None
+            if last and last.row == number and last.nodes == nodes:
+                compiled[-1] = replace(last, buckets=(*last.buckets, choice.bucket))
+            else:
+                compiled.append(Compiled(number, (choice.bucket,), nodes))
+    return tuple(compiled)
 
 
 def _row(group: Sequence[Sequence[KernelChoice]]) -> Row:
@@ -92,17 +130,20 @@ def kernels_text(facts: Kernels) -> list[str]:
     slow = [f"{r.where}: {c.kernel} in bucket {c.bucket}" for r in rows for c in r.choices
             if c.fallback]  # fmt: skip
     lines += ["", f"fallbacks: {facts.fallbacks}", *(f"  {line}" for line in slow)]
-    return [*lines, "", *_code_table(facts.code)] if facts.code else lines
+    return [*lines, "", *_compiled_table(facts)] if facts.compiled else lines
 
 
-def _code_table(code: Sequence[KernelCode]) -> list[str]:
-    """A row per compiled kernel, template by template; bytes spilled should be none."""
-    head = ("source", "compiled kernel", "registers", "spilled", "shared", "tensor cores")
+def _compiled_table(facts: Kernels) -> list[str]:
+    """A line per compiled kernel of each linear and bucket; bytes spilled should be none."""
+    head = ("#", "T", *COLUMNS)
     cells = [
-        (c.unit, c.kernel, str(c.registers), str(c.spilled), str(c.shared), c.instruction or "-")
-        for c in code
-    ]
-    return table(cells, head, right=(2, 3, 4))
+        (str(c.row) if i == 0 else "", token_spans(c.buckets, facts.buckets) if i == 0 else "",
+         *node_cells(n))
+        for c in facts.compiled
+        for i, n in enumerate(c.nodes)
+    ]  # fmt: skip
+    title = f"compiled (# is the row above; grids are for a card of {facts.sms} multiprocessors)"
+    return [title, *table(cells, head, right=(0, *(2 + i for i in RIGHT)))]
 
 
 def _table(rows: Sequence[Row], first: int, buckets: Sequence[int], what: str) -> list[str]:

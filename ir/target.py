@@ -17,7 +17,8 @@ class Target:
     `activation`, `cache_layout`: dtype of activations and of the KV cache, and how the cache lies.
     `buckets`: largest token counts a step is compiled for, ascending. Up to `sequences` each token
     is of its own sequence (decode); above, all are one sequence's (prefill).
-    `shared_bytes`: most shared memory that a block of a CUDA device may ask for.
+    `shared_bytes`: most shared memory that a block of a CUDA device may ask for; `sms`: streaming
+    multiprocessors of its usual card, for what is said of launches where there is none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Target:
     sequences: int
     graph_capture: bool
     shared_bytes: int = 0
+    sms: int = 0
 
 
 _SM_120A = Target(
@@ -45,6 +47,7 @@ _SM_120A = Target(
     sequences=32,
     graph_capture=True,
     shared_bytes=99 * 1024,
+    sms=170,
 )
 
 TARGETS: dict[str, Target] = {
@@ -72,6 +75,7 @@ TARGETS: dict[str, Target] = {
         sequences=32,
         graph_capture=True,
         shared_bytes=227 * 1024,
+        sms=132,
     ),
     "sm_120a": _SM_120A,
     # The same kernels, as code that the later minor versions of the family (12.1) run too.

@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 
 from halfbyte.codegen import declarations
+from halfbyte.codegen.graphs import Compiled, graphs_of
 from halfbyte.codegen.weights import Known, Layout, evaluated, lay_out, stored_parts
 from halfbyte.driver import Options, compile_model
 from halfbyte.frontend import Imported, import_model, open_checkpoint
 from halfbyte.inspect_check import check
+from halfbyte.inspect_graph import graphs as graphs_in
+from halfbyte.inspect_graph import graphs_text
+from halfbyte.inspect_kernels import kernels, kernels_text
 from halfbyte.inspect_source import Source
-from halfbyte.ir.errors import ModelError, TargetError
+from halfbyte.ir.errors import IRError, ModelError, TargetError
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.target import target
 from halfbyte.passes import pipeline
 from halfbyte.passes.context import Context
 from halfbyte.runtime import load
-from halfbyte.runtime.artifact import Artifact, ArtifactWriter
+from halfbyte.runtime.artifact import Artifact, ArtifactWriter, KernelCode
 from halfbyte.runtime.target_weights import TargetWeights
 
 TARGETS = ("sm_120a", "sm_90a", "cpu")
@@ -127,6 +131,46 @@ def test_the_record_tells_of_each_target(artifact: Path) -> None:
     assert facts["cpu"].selftest and not facts["sm_90a"].selftest
     with pytest.raises(TargetError, match="no code for 'sm_80', found cpu, sm_120a, sm_90a"):
         Source(artifact, "sm_80")
+
+
+@pytest.mark.slow
+def test_graphs_hold_what_the_launchers_enqueue(artifact: Path) -> None:
+    for name, sms in (("sm_120a", 170), ("sm_90a", 132)):
+        source = Source(artifact, name)
+        found = graphs_in(source)
+        assert found.sms == sms and [g.bucket for g in found.graphs] == list(source.facts.buckets)
+        for graph in found.graphs:
+            launches = sum(c.bucket == graph.bucket for c in source.facts.kernels)
+            assert sum(row.times for row in graph.rows) == launches <= graph.kernels
+            assert [n.kernel for n in graph.sampler] == ["sample_kernel"]
+            for n in (n for row in graph.rows for n in row.nodes):
+                assert 0 < n.threads <= 1024 and 0 < n.registers <= 255 and not n.spilled
+                assert n.shared <= target(name).shared_bytes
+        table = kernels(source)
+        assert {c.row for c in table.compiled} == set(range(1, len(table.linears) + 1))
+        for row in range(1, len(table.linears) + 1):
+            of_row = [c for c in table.compiled if c.row == row]
+            assert [b for c in of_row for b in c.buckets] == list(source.facts.buckets)
+            assert all(c.nodes[-1].tile for c in of_row)
+        text = "\n".join([*kernels_text(table), *graphs_text(found)])
+        assert "no copies, no allocations" in text and " x 8 x K" in text
+    with pytest.raises(ModelError, match="cpu runs no CUDA graphs"):
+        graphs_in(Source(artifact, "cpu"))
+
+
+def compiled(shared: int) -> list[Compiled]:
+    return [Compiled("_Z1kv", KernelCode("k.cu", "k", 32, 0, 0, shared))]
+
+
+def test_a_launch_that_a_device_would_refuse_is_our_bug() -> None:
+    line = "1 0 {},1,1 128,1,1 {} {} 1 _Z1kv"
+    ok = graphs_of(line.format(4, 49152, 49152), compiled(128), target("sm_120a"))
+    assert ok.kinds[0].grid == (4, 1, 1) and list(ok.launches[1]) == [[0]]
+    for shared, allowed in ((49152, 0), (50000, 49152), (101376, 101376)):
+        with pytest.raises(IRError, match="bytes of shared memory"):
+            graphs_of(line.format(1, shared, allowed), compiled(128), target("sm_120a"))
+    with pytest.raises(IRError, match="is launched, but was not compiled"):
+        graphs_of(line.format(1, 0, 0), [], target("sm_120a"))
 
 
 @pytest.mark.slow
