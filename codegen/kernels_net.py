@@ -133,6 +133,7 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "integer_mat_mul": (SCALAR, AVX2, AVX512),
     "attention": (SCALAR, AVX2, AVX512),
     "rotary": (SCALAR, AVX2, AVX512),
+    "signal": (SCALAR,),
     "pool": (SCALAR, AVX2, AVX512),
     "conv": (SCALAR, AVX2, AVX512),
     "recurrent": (SCALAR, AVX2, AVX512),
@@ -216,6 +217,8 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("integer_mat_mul", bytes_only(0, 3, 7), ("",), "qlinear_mat_mul"),
     *_family("attention", attention_type, FLOATS, "attention"),
     *_family("rotary", by_one_type(0, 1, 2), FLOATS, "rotary_embedding"),
+    *_family("signal", by_type(0), FLOATS, "dft", "stft"),
+    *_family("signal", by_type(-1), FLOATS, "mel_weight_matrix"),
     # windows over images, resampling, recurrence
     *_family("pool", by_type(0), FLOATS + ("i8", "u8"), "max_pool"),
     *_family("pool", by_type(0), FLOATS, "average_pool", "lp_pool", "max_unpool"),
