@@ -22,6 +22,7 @@ from .quant_config import read_quant_config
 from .rope import F32, inverse_frequencies
 from .tensor_info import Array, fault
 
+DEFAULT_CONTEXT = 4096
 ROPE_FACTORS = "rope_freqs.weight"
 """GGUF's form of llama3 scaling: divisors of the plain inverse frequencies."""
 
@@ -75,20 +76,23 @@ class Imported:
     files: tuple[Path, ...]
 
 
-def import_model(checkpoint: Checkpoint, *, context: int) -> Imported:
+def import_model(checkpoint: Checkpoint, *, context: int | None) -> Imported:
     """The graph of one step: ids i32 [T], pos i32, rows i32 [R] -> logits f32 [R, vocab].
 
-    `context` positions of KV cache. Raises ModelError for an unknown architecture, for a tensor
-    that is missing, damaged or misshapen, and for one that nothing reads and no rule excuses.
+    `context`: positions of KV cache; None: 4096, or what the model was made for if less. Raises
+    ModelError for an unknown architecture, for a tensor that is missing, damaged or misshapen, and
+    for one that nothing reads and no rule excuses.
     """
     where = str(checkpoint.path)
-    if context < 1:
+    if context is not None and context < 1:
         raise ModelError(
             f"{where}: context {context}, expected at least 1 position; raise --context"
         )
     family = family_of(architecture_of(checkpoint.config, where), where)
     _check_wrapped(family, checkpoint.config, where)
     config = read_config(checkpoint.config, checkpoint.path)
+    if context is None:
+        context = min(DEFAULT_CONTEXT, config.max_positions or DEFAULT_CONTEXT)
     if config.hidden_act not in ("silu", "swish"):
         raise ModelError(
             f"{where}: hidden_act is {config.hidden_act[:40]!r}, expected silu; no family "

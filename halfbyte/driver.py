@@ -34,8 +34,6 @@ from .compile_report import CompileReport, report_of
 from .dumps import Dumps, PhaseLine
 from .environment import cache_folder, compiler_command, cuda_home
 from .frontend import Imported, import_model, open_checkpoint
-from .frontend.config import read_config
-from .frontend.container import Checkpoint
 from .ir.errors import IRError, ModelError
 from .ir.graph import Graph
 from .ir.rewrite import LogEntry
@@ -48,7 +46,6 @@ from .passes.p35_select_kernels import select
 from .passes.pipeline import Report
 from .runtime.artifact import PASSES, Artifact, ModelFacts, PhaseFacts
 
-DEFAULT_CONTEXT = 4096
 IMPORT, CODEGEN, ARTIFACT = "00_import", "60_codegen", "70_artifact"
 IMPORT_WHY = "the checkpoint as read, every dialect normalised once"
 
@@ -117,7 +114,7 @@ def compile_model(options: Options) -> CompileReport:
     targets = _targets(options)
     start = time.perf_counter()
     checkpoint = open_checkpoint(options.model)
-    imported = import_model(checkpoint, context=_context(checkpoint, options))
+    imported = import_model(checkpoint, context=options.context)
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
     made: list[_Made] = []
@@ -188,7 +185,8 @@ def _check(options: Options, targets: Sequence[Target]) -> None:
         raise ModelError(f"quantize {options.quantize!r}: unknown, expected nvfp4")
     names = {k.name for t in targets for k in declarations(t.name) if k.fallback}
     for name in sorted(options.allow_fallback - names):
-        raise ModelError(f"allow_fallback {name!r}: no fallback kernel, expected {sorted(names)}")
+        expected = f"expected {', '.join(sorted(names)) or 'none'}"
+        raise ModelError(f"allow_fallback {name!r}: no fallback kernel, {expected}")
     if options.start_from and len(targets) > 1:
         raise ModelError("start_from: the IR of a phase is of one target; name only that one")
     if options.out is None and options.compile_to is None:
@@ -199,15 +197,8 @@ def _is_late(phase: str) -> bool:
     return phase in (CODEGEN, ARTIFACT, "60", "70")
 
 
-def _context(checkpoint: Checkpoint, options: Options) -> int:
-    if options.context is not None:
-        return options.context
-    made_for = read_config(checkpoint.config, checkpoint.path).max_positions
-    return min(DEFAULT_CONTEXT, made_for or DEFAULT_CONTEXT)
-
-
-def _phases(run: _Run, graph: Graph, context: Context) -> Graph:
-    start, to = IMPORT, run.options.compile_to
+def _phases(run: _Run, imported: Graph, context: Context) -> Graph:
+    start, to, graph = IMPORT, run.options.compile_to, imported
     if run.options.start_from:
         start, file = run.options.start_from
         try:
@@ -216,11 +207,26 @@ def _phases(run: _Run, graph: Graph, context: Context) -> Graph:
             raise ModelError(f"{file}: cannot be read: {error.strerror}") from error
         except (IRError, UnicodeDecodeError) as error:
             raise ModelError(f"{file}: not the IR of a phase: {error}") from error
+        _check_weights(file, graph, imported)
     try:
         phases = pipeline.after(start, None if to is None or _is_late(to) else to)
     except IRError as error:
         raise ModelError(str(error)) from error
     return pipeline.run(graph, context, phases, run.hook)
+
+
+def _check_weights(file: Path, graph: Graph, imported: Graph) -> None:
+    """Raises ModelError unless each weight of a dumped graph is one of the checkpoint's."""
+    held = {op.get("source", ""): op.out.type for op in imported.ops if op.name == "weight"}
+    for op in graph.ops:
+        source = op.get("source", "")
+        if op.name != "weight" or held.get(source) == op.out.type:
+            continue
+        found = held.get(source, "no such tensor")
+        raise ModelError(
+            f"{file}: {source}: expected {op.out.type}, found {found} in the checkpoint; "
+            "start from a dump of this very model"
+        )
 
 
 def _write(made: Sequence[_Made], imported: Imported, options: Options) -> Artifact | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .ir.rewrite import LogEntry
 from .passes.pipeline import Report
+from .runtime.disk import writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,12 @@ class Dumps:
         return {**self.files, "log.json": log, "summary.txt": summary}
 
     def write(self, folder: Path) -> None:
-        """Write the files into `folder`, leaving what else is there alone."""
-        for name, data in self.finish().items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        """Write the files into `folder`, leaving what else is there alone.
+
+        Raises ModelError or TargetError where it cannot be written.
+        """
+        with writing(folder):
+            for name, data in self.finish().items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)

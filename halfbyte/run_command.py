@@ -11,8 +11,10 @@ import numpy as np
 
 from .ir.errors import ModelError
 from .runtime import Generation, Model, load
+from .runtime.disk import writing
 
 ISAS = ("auto", "scalar", "avx2", "avx512", "amx")
+_COMMANDS = "Ctrl-C stops an answer, Ctrl-D leaves, /clear begins anew"
 _HELP = "answer a prompt, chat, or score a text with a compiled model"
 
 
@@ -23,8 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="continue this text as it stands")
     what.add_argument("--chat", metavar="TEXT", help="answer this message (chat template)")
-    what.add_argument("--interactive", action="store_true", help="chat; Ctrl-C stops an answer, "
-                      "Ctrl-D leaves, /clear begins anew")  # fmt: skip
+    what.add_argument("--interactive", action="store_true", help=f"chat; {_COMMANDS}")
     what.add_argument("--ids", type=_ids, metavar="1,2,3", help="continue these token ids")
     what.add_argument("--perplexity", metavar="FILE", help="score a text (- is stdin)")
     parser.add_argument("--logits", metavar="OUT.npy", help="with --ids: write the logits after "
@@ -99,6 +100,9 @@ def _interact(model: Model, args: argparse.Namespace) -> int:
         if line == "/clear":
             history = _conversation(args, None)
             continue
+        if line.startswith("/") and line[1:].isalpha():
+            print(f"{line}: no such command; {_COMMANDS}", file=sys.stderr)
+            continue
         asked = {"role": "user", "content": line}
         try:
             generation = model.chat([*history, asked], **_options(args))
@@ -148,7 +152,8 @@ def _score(model: Model, args: argparse.Namespace) -> int:
     try:
         text = sys.stdin.read() if is_stdin else Path(args.perplexity).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{args.perplexity}: cannot read as UTF-8 text: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"{args.perplexity}: cannot read as UTF-8 text: {why}") from error
     ids = model.tokenizer.encode(text)
     value = model.perplexity(ids)
     if args.json:
@@ -160,11 +165,15 @@ def _score(model: Model, args: argparse.Namespace) -> int:
 
 
 def _write_logits(model: Model, args: argparse.Namespace) -> int:
-    logits = model.logits(args.ids)
-    try:
-        np.save(args.logits, logits)
-    except OSError as error:
-        raise ModelError(f"{args.logits}: cannot write: {error}; choose another file") from error
+    logits, path = model.logits(args.ids), Path(args.logits)
+    with writing(path):
+        unfinished = path.with_name(f".{path.name}.tmp")
+        try:
+            with unfinished.open("wb") as file:
+                np.save(file, logits)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     facts = {"logits": args.logits, "shape": logits.shape, "last_argmax": int(logits[-1].argmax())}
     print(json.dumps(facts) if args.json else f"{args.logits} {logits.shape}", flush=True)
     return 0

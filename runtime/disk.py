@@ -25,9 +25,10 @@ def writing(path: Path) -> Generator[None]:
         if error.errno in _FULL:
             raise TargetError(
                 f"{path}: the disk (or its quota) is full: {error.strerror}; free space there or "
-                "choose another output with -o"
+                "choose another output"
             ) from error
-        raise ModelError(f"{path}: cannot write: {error}; choose another output") from error
+        why = error.strerror or error
+        raise ModelError(f"{path}: cannot write: {why}; choose another output") from error
 
 
 def require_space(folder: Path, needed: int) -> None:

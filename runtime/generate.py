@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Literal, Protocol
 
+from ..ir.errors import ModelError
 from .sampling import Sampler
 from .session import Session
 from .stream import Detokenizer, StopFilter
@@ -44,6 +45,13 @@ class Limits:
     eos: Collection[int] = ()
     stops: Sequence[str] = ()
     max_tokens: int | None = None  # None: to the end of the context
+
+    def __post_init__(self) -> None:
+        """Raises ModelError for a negative number of tokens."""
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise ModelError(
+                f"max_tokens: out of range, expected 0 or more, found {self.max_tokens}"
+            )
 
 
 class TokenSource(Protocol):

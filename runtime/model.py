@@ -20,7 +20,7 @@ from .sampling import Sampler, Sampling, defaults_from, eos_from
 from .scoring import logits_of, perplexity
 from .session import CpuSession, Native, Session, load_native
 from .target_weights import TargetWeights
-from .threads import default_threads
+from .threads import MAX_THREADS, default_threads
 from .tokenizer import TOKENIZER, Tokenizer, read_config, special_tokens
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -58,8 +58,8 @@ def load(
     """
     artifact = Artifact.open(path)
     index = cuda_index(device)
-    if threads is not None and threads < 1:
-        raise ModelError(f"threads: out of range, expected 1 or more, found {threads}")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ModelError(f"threads: out of range, expected 1 to {MAX_THREADS}, found {threads}")
     session: Session
     if index is None:
         target, made_for = "cpu", artifact.library("cpu")
@@ -188,7 +188,7 @@ class Model:
         max_tokens: int | None = None,
         **options: Unpack[Options],
     ) -> Generation | list[Generation]:
-        """Continues text or token ids: an iterator of text pieces. None: the model's own default.
+        """Continues text or token ids: an iterator of text pieces, to the context's end by default.
 
         A list of prompts gives a list of generations, which a CUDA device runs together, however
         they are iterated.
@@ -200,7 +200,10 @@ class Model:
         return self.start(self._ids(prompt), max_tokens, sampling, stop, reuse=False)
 
     def _ids(self, prompt: Any) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        self.session.require_known(prompt)
+        return list(prompt)
 
     def _options(self, options: Options) -> tuple[Sampling, str | Sequence[str]]:
         """The sampling and the stop strings that a call asked for."""

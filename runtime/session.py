@@ -194,13 +194,17 @@ class Session(abc.ABC):
             raise ModelError("model: it is closed; load it again")
         if not ids:
             raise ModelError("prompt: no tokens, expected at least one; give some text")
+        self.require_known(ids)
+        self.require_fit(len(self.tokens) + len(ids))
+
+    def require_known(self, ids: Sequence[int]) -> None:
+        """Raises ModelError unless all `ids` are tokens of the model."""
         wrong = next((token for token in ids if not 0 <= token < self.vocab), None)
         if wrong is not None:
             raise ModelError(
                 f"prompt: token {wrong} is not in the vocabulary, expected ids in "
                 f"[0, {self.vocab - 1}]; use the model's own tokenizer"
             )
-        self.require_fit(len(self.tokens) + len(ids))
 
 
 class CpuSession(Session):

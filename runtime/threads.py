@@ -4,6 +4,9 @@ import math
 import os
 from pathlib import Path
 
+MAX_THREADS = 256
+"""The most that a library takes (team.cc)."""
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 

@@ -53,6 +53,8 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`; `special`: with what the model puts around a prompt."""
         wanted = special and self._add_bos is not False
+        if not text.isascii():
+            _require_utf8(text)
         try:
             ids = self._inner.encode(text, add_special_tokens=wanted).ids
         except BaseException as error:
@@ -96,6 +98,16 @@ def special_tokens(config: Mapping[str, object]) -> dict[str, str]:
         if isinstance(value, str):
             found[key] = value
     return found
+
+
+def _require_utf8(text: str) -> None:
+    """Python spells bytes of a command line that are no UTF-8 as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(
+            f"prompt: not UTF-8 text from character {error.start} on; give it as UTF-8"
+        ) from error
 
 
 def _refusal(error: BaseException, what: str) -> BaseException:

@@ -128,6 +128,12 @@ def test_bad_prompts_are_refused_before_anything_runs(open_model: Opener) -> Non
         list(model.generate([258]))
     with pytest.raises(ModelError, match="token -1"):
         model.logits([1, -1])
+    with pytest.raises(ModelError, match="token -1 is not in the vocabulary"):
+        model.generate([-1])
+    with pytest.raises(ModelError, match="max_tokens: out of range.*found -5"):
+        model.generate([1], max_tokens=-5)
+    with pytest.raises(ModelError, match="not UTF-8 text from character 1 on"):
+        model.generate(b"a\xff".decode("utf-8", "surrogateescape"))
     assert native.calls == []
 
 
@@ -373,6 +379,8 @@ def test_run_logits_and_perplexity(
     assert json.loads(capsys.readouterr().out)["tokens"] == 9
     with pytest.raises(ModelError, match="cannot read"):
         cli("run", "--perplexity", str(tmp_path / "none"))
+    with pytest.raises(ModelError, match=r"l\.npy: cannot write: No such file"):
+        cli("run", "--ids", "1", "--logits", str(tmp_path / "none/l.npy"))
     with pytest.raises(ModelError, match="--ids"):
         cli("run", "--prompt", "x", "--logits", "l.npy")
     with pytest.raises(SystemExit):
@@ -382,10 +390,11 @@ def test_run_logits_and_perplexity(
 def test_run_interactive(
     cli: Callable[..., int], capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"hi\n\n{'long ' * 30}\n/clear\nhi"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"hi\n/help\n{'long ' * 30}\n/clear\nhi"))
     assert cli("run", "--interactive") == 0
     out, err = capsys.readouterr()
     assert out == "yes\nyes\n" and "too long" in err and err.count("tok/s | stop") == 2
+    assert "/help: no such command" in err
 
 
 def test_bench(cli: Callable[..., int], capsys: Captured) -> None:

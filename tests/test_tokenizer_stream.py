@@ -163,7 +163,7 @@ def test_broken_tokenizer(data: bytes) -> None:
 
 
 def test_text_that_is_no_unicode() -> None:
-    with pytest.raises(ModelError, match="cannot encode"):
+    with pytest.raises(ModelError, match="not UTF-8 text from character 0"):
         BYTES.encode("\ud800")
     with pytest.raises(ModelError, match="cannot decode"):
         BYTES.decode([-1])
