@@ -144,6 +144,7 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "loss": (SCALAR, AVX2, AVX512),
     "optimizer": (SCALAR, AVX2, AVX512),
     "random": (SCALAR,),
+    "features": (SCALAR,),
 }
 """The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
 than SCALAR."""
@@ -239,4 +240,6 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("random", by_type(-1), FLOATS, "random_normal", "random_normal_like"),
     *_family("random", by_type(-1), (*NUMBERS, "bool"), "bernoulli"),
     *_family("random", by_type(-1), ("i32", "i64"), "multinomial"),
+    *_family("features", single, ("",), "tf_idf_vectorizer"),
+    *_family("features", single, ("",), "binarizer", "array_feature_extractor"),
 )  # fmt: skip
