@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import GraphProto, ModelProto, ValueInfoProto
+from onnx import GraphProto, ValueInfoProto
 
 from ..ir.errors import ModelError
 from ..ir.graph import Graph
@@ -27,7 +27,7 @@ from .onnx_model import Model, Names
 from .onnx_patterns import recognise
 from .onnx_read import Reader, Scope, opsets_of
 from .onnx_tensors import Constant, TensorReader
-from .onnx_wire import Wire
+from .onnx_wire import parse
 from .tensor_info import Array, map_file
 
 MOST_ROUNDS = 16
@@ -75,7 +75,7 @@ def import_onnx(path: str | Path, *, dims: Mapping[str, int] | None = None) -> O
     """
     path = Path(path)
     mapped = map_file(path)
-    proto = _parse(Wire(path, mapped).skeleton(), path)
+    proto = parse(path, mapped)
     opsets = opsets_of(proto)
     model = Model(path, proto.graph, {}, Names(), TensorReader(path, mapped))
     reader = Reader(proto, model)
@@ -85,17 +85,6 @@ def import_onnx(path: str | Path, *, dims: Mapping[str, int] | None = None) -> O
     _settle(model, reader)
     graphs = recognise(Translator(model).graphs(), model)
     return _imported(model, graphs, ports, symbols, opsets.get("", 0))
-
-
-def _parse(data: bytes, path: Path) -> ModelProto:
-    proto = ModelProto()
-    try:
-        proto.ParseFromString(data)
-    except Exception as error:  # protobuf's DecodeError, by either of its implementations
-        raise ModelError(f"{path}: not an ONNX model ({error}); check the path") from None
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise ModelError(f"{path}: not an ONNX model (no graph or no opset); check the path")
-    return proto
 
 
 def _inputs(graph: GraphProto) -> list[ValueInfoProto]:

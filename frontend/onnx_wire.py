@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import StringStringEntryProto, TensorProto
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from ..ir.errors import ModelError
 
@@ -148,3 +150,32 @@ def _number(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def parse(path: Path, mapped: mmap.mmap) -> ModelProto:
+    """The model of a mapped file, large raw_data as references. Raises ModelError."""
+    proto = ModelProto()
+    data = Wire(path, mapped).skeleton()
+    try:
+        proto.ParseFromString(data)
+        texts = _has_texts_only(proto)
+    except Exception as error:  # protobuf's DecodeError, UnicodeDecodeError: by implementation
+        raise ModelError(f"{path}: not an ONNX model ({error}); check the path") from None
+    if not texts:
+        raise ModelError(f"{path}: a name is not UTF-8; {AGAIN}")
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{path}: not an ONNX model (no graph or no opset); check the path")
+    return proto
+
+
+def _has_texts_only(message: Message) -> bool:
+    """Whether every string is one: protobuf hands over as bytes what is not UTF-8."""
+    for field, value in message.ListFields():
+        many = (value,) if isinstance(value, str | bytes | Message) else value
+        if field.type == FieldDescriptor.TYPE_STRING:
+            if not all(isinstance(text, str) for text in many):
+                return False
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            if not all(_has_texts_only(inner) for inner in many):
+                return False
+    return True
