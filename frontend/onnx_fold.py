@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import GraphProto, NodeProto
@@ -21,8 +21,17 @@ from onnx import GraphProto, NodeProto
 from ..ir.types import UNRANKED, Dim
 from .onnx_evaluator import evaluate
 from .onnx_infer import tensor_type
-from .onnx_model import Model, attribute, graphs, integer, operand, set_nodes, subgraphs
-from .onnx_tensors import MAX_RANK, Constant, constant_of
+from .onnx_model import (
+    Model,
+    attribute,
+    graphs,
+    integer,
+    integers,
+    operand,
+    set_nodes,
+    subgraphs,
+)
+from .onnx_tensors import MAX_RANK, Constant, constant_of, transpose_of
 from .tensor_info import Array
 
 Shape = tuple[Dim, ...]
@@ -127,7 +136,7 @@ class Folder:
             extents = self._extents(node)
             if extents is not None:
                 return self._keep(node, [constant_of(extents)])
-        found = self._evaluated(node)
+        found = self._flipped(node) or self._evaluated(node)
         return found is not None and self._keep(node, found)
 
     def _same(self, node: NodeProto) -> bool:
@@ -191,6 +200,17 @@ class Folder:
         return shape[slice(start, stop, step)]
 
     # ---- evaluation ------------------------------------------------------------------------------
+
+    def _flipped(self, node: NodeProto) -> list[Constant] | None:
+        """The transpose of a large matrix is made when it is read, if it ever is."""
+        source = self.model.constants.get(operand(node, 0))
+        large = source is not None and source.nbytes > SMALL_BYTES // 256
+        if node.op_type != "Transpose" or source is None or not large or len(source.shape) != 2:
+            return None
+        if integers(node, "perm") not in (None, (1, 0)):
+            return None
+        made = Constant(source.dtype, source.shape[::-1], transpose_of(source))
+        return [replace(made, flipped=node.input[0])]
 
     def _evaluated(self, node: NodeProto) -> list[Constant] | None:
         """The results of a node of constants; None where it has none, costs too much, or fails."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto
 
 from ..ir.errors import IRError, ModelError
@@ -21,6 +20,7 @@ from ..ir.types import UNKNOWN, UNRANKED, Dim, TensorType, tensor
 from .onnx_facades import FP4_DYNAMIC
 from .onnx_infer import tensor_type
 from .onnx_inputs import kind
+from .onnx_match import shortest
 from .onnx_model import Model, attribute, integer, integers, label, subgraphs
 from .onnx_names import OP_OF, ValueNames
 
@@ -122,6 +122,7 @@ class Translator:
 
     def _node(self, program: _Program, node: NodeProto) -> None:
         operands = [self._operand(program, name) for name in node.input]
+        self._demand(node, operands)
         attrs = self._bodies(program, node, operands)
         for attr in node.attribute:
             if attr.type == AttributeProto.TENSOR:
@@ -132,6 +133,16 @@ class Translator:
         op = Op(name, tuple(operands), (), attrs, label(node))
         op.outs = self._results(program, node, op)
         program.ops.append(op)
+
+    def _demand(self, node: NodeProto, operands: list[Value]) -> None:
+        """A product with a matrix says the inner extent of its other side, which an exporter's
+        Reshape by a computed shape did not: it is that extent, or no run gets past the node.
+        """
+        if node.op_type != "MatMul":
+            return
+        x, w = operands
+        if len(w.type.shape) == 2 and x.type.shape[-1:] == (UNKNOWN,):
+            x.type = x.type.with_shape(*x.type.shape[:-1], w.type.shape[0])
 
     def _tensor_attribute(self, node: NodeProto, attr: AttributeProto) -> str:
         """The value of ConstantOfShape and its like, as one more constant."""
@@ -145,13 +156,13 @@ class Translator:
             case AttributeProto.INT:
                 return attr.i
             case AttributeProto.FLOAT:
-                return _short(attr.f)
+                return shortest(attr.f)
             case AttributeProto.STRING:
                 return attr.s.decode("utf-8", "replace")
             case AttributeProto.INTS:
                 return tuple(attr.ints)
             case AttributeProto.FLOATS:
-                return tuple(_short(f) for f in attr.floats)
+                return tuple(shortest(f) for f in attr.floats)
             case AttributeProto.STRINGS:
                 return tuple(s.decode("utf-8", "replace") for s in attr.strings)
             case _:
@@ -279,11 +290,6 @@ class Translator:
 def _of_any_shape(value: Value) -> TensorType:
     """What a body is handed in some turn: of the dtype of the first, of any shape."""
     return value.type.with_shape(*UNRANKED)
-
-
-def _short(value: float) -> float:
-    """The shortest number that is the same f32."""
-    return float(str(np.float32(value)))
 
 
 def _joined(found: TensorType, rule: TensorType | None) -> TensorType:

@@ -63,6 +63,10 @@ class Model:
     def fail(self, node: NodeProto, what: str, do: str) -> ModelError:
         return node_error(self.file, node, what, do)
 
+    def fail_at(self, loc: str, operator: str, what: str, do: str) -> ModelError:
+        """`fail` for an op that is no node any more."""
+        return ModelError(f"{self.file}: node {loc!r} ({operator}): {what}; {do}")
+
     def constant(self, hint: str, data: Array) -> str:
         """A new constant; its name."""
         name = self.names.fresh(hint)

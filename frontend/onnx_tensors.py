@@ -48,12 +48,15 @@ def dtype_name(elem_type: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A tensor known at compile time. `packed`: bytes as in the file, of types under a byte."""
+    """A tensor known at compile time. `packed`: bytes as in the file, of types under a byte;
+    `flipped`: the name of the matrix that this is the transpose of, as exporters write x W^T.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], Array]
     packed: Callable[[], Array] | None = None
+    flipped: str = ""
 
     @property
     def type(self) -> TensorType:
@@ -72,6 +75,11 @@ class Constant:
 def constant_of(data: Array) -> Constant:
     """A constant that is there already. Raises KeyError for a dtype that the IR has not."""
     return Constant(DTYPE_OF_NUMPY[data.dtype], data.shape, lambda: data)
+
+
+def transpose_of(matrix: Constant) -> Callable[[], Array]:
+    """Loads the transpose, dense."""
+    return lambda: np.ascontiguousarray(matrix.load().T)
 
 
 DTYPE_OF_NUMPY = {numpy: ours for ours, numpy in NUMPY_DTYPES.items()}

@@ -11,9 +11,10 @@ Wire format: protobuf.dev/programming-guides/encoding. Everything else is checke
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -171,11 +172,12 @@ def parse(path: Path, mapped: mmap.mmap) -> ModelProto:
 def _has_texts_only(message: Message) -> bool:
     """Whether every string is one: protobuf hands over as bytes what is not UTF-8."""
     for field, value in message.ListFields():
-        many = (value,) if isinstance(value, str | bytes | Message) else value
+        single = isinstance(value, str | bytes | Message)
+        many = cast("Sequence[object]", (value,) if single else value)
         if field.type == FieldDescriptor.TYPE_STRING:
             if not all(isinstance(text, str) for text in many):
                 return False
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            if not all(_has_texts_only(inner) for inner in many):
+            if not all(_has_texts_only(inner) for inner in many if isinstance(inner, Message)):
                 return False
     return True

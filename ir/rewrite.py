@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from .errors import IRError
 from .graph import Attr, Graph, Op, Value, substitute
 from .ops import infer
+from .types import TensorType
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,16 @@ class View:
         """A new op, typed, with a fresh name for its first result."""
         op = Op(name, args, (), dict(attrs), loc)
         op.outs = tuple(Value(self._fresh(hint), t) for t in infer(op))
+        return op, op.out
+
+    def typed(
+        self, name: str, *args: Value, type_: TensorType, loc: str = "", hint: str = "f",
+        **attrs: Attr,
+    ) -> tuple[Op, Value]:  # fmt: skip
+        """A new op whose one result has a type that is known to say more than its rule, or that
+        has no rule (a weight).
+        """
+        op = Op(name, args, (Value(self._fresh(hint), type_),), dict(attrs), loc)
         return op, op.out
 
     def _fresh(self, hint: str) -> str:
