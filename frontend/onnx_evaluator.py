@@ -14,7 +14,7 @@ from .onnx_tensors import DTYPE_OF_NUMPY, ONNX_DTYPES, Constant
 from .tensor_info import Array
 
 
-def run_model(model: ModelProto, inputs: Mapping[str, Array]) -> Sequence[object]:
+def run_model(model: ModelProto, inputs: Mapping[str, Array]) -> Sequence[Any]:
     """All outputs. Raises whatever numpy and onnx raise."""
     evaluator = cast(Evaluator, _Evaluator(model))
     return evaluator.run(None, dict(inputs))
@@ -23,7 +23,7 @@ def run_model(model: ModelProto, inputs: Mapping[str, Array]) -> Sequence[object
 class Evaluator(Protocol):
     """What onnx's class does, typed."""
 
-    def run(self, names: None, inputs: dict[str, Array]) -> Sequence[object]: ...
+    def run(self, names: None, inputs: dict[str, Array]) -> Sequence[Any]: ...
 
 
 def evaluate(node: NodeProto, operands: Mapping[str, Array]) -> list[Constant] | None:
@@ -53,7 +53,7 @@ def _info(name: str, data: Array) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, data.shape)
 
 
-def _constant(result: object) -> Constant | None:
+def _constant(result: Any) -> Constant | None:
     """A result that is a tensor (numpy scalars included) of a type that the IR has."""
     if not isinstance(result, np.ndarray | np.generic):
         return None

@@ -114,8 +114,12 @@ def _linear(op: Op, view: View, known: Known) -> Answer:
     codes = known.constant(found.codes, view)
     assert codes is not None and codes.packed is not None
     n, k = codes.shape
-    if last_extent(x) != k or dtype(x) not in GLOBAL_DTYPES or len(op.args) > 2:
+    if last_extent(x) != k or dtype(x) not in GLOBAL_DTYPES:
         return f"its activations are {x.type}, expected [.., {k}] of f32, f16 or bf16"
+    added = next(iter(op.args[2:]), None)
+    bias = known.vector(added, n, view) if added is not None else None
+    if added is not None and (bias is None or bias.dtype != "f32"):
+        return f"it adds {added.type}, expected an f32 constant for each output"
     packed = codes.packed
     parts = [
         known.weight(
@@ -125,14 +129,22 @@ def _linear(op: Op, view: View, known: Known) -> Answer:
         known.stored(source(found.scales, view), view),
         _global(found.factor, view, known),
     ]  # fmt: skip
+    if added is not None and bias is not None:
+        parts.append(known.weight(bias, f"{source(added, view)}.bias", view))
     values = [value for _, value in parts]
     made = view.typed(
-        "dequantize", *values, type_=codes.type.with_enc(Plain("f32")), loc=op.loc, hint="w",
+        "dequantize", *values[:3], type_=codes.type.with_enc(Plain("f32")), loc=op.loc, hint="w",
         format="nvfp4",
     )  # fmt: skip
     into, x32 = _as(_uncast(x, view), "f32", view)
     y = view.typed(
-        "linear", x32, made[1], type_=out.type.with_enc(Plain("f32")), loc=op.loc, hint=out.name
+        "linear",
+        x32,
+        made[1],
+        *values[3:],
+        type_=out.type.with_enc(Plain("f32")),
+        loc=op.loc,
+        hint=out.name,
     )
     back, result = _as(y[1], dtype(out), view)
     ops = (*(o for o, _ in parts), made[0], *into, y[0], *back)

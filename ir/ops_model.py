@@ -101,8 +101,9 @@ def _infer_quantize(op: Op) -> TensorType:
 
 
 def _fake_quantize(op: Op, args: list[Data]) -> Data:
-    type_ = op.args[0].type.with_enc(Nvfp4())
-    return activation_matrix(type_, _quantize(op, args)).astype(np.float32)
+    type_, x = op.args[0].type.with_enc(Nvfp4()), array(args[0])
+    rows = _quantize(op, [x.reshape(-1, x.shape[-1]), args[1]])
+    return activation_matrix(type_, rows).astype(np.float32).reshape(x.shape)
 
 
 # --- rows, norms, pointwise ----------------------------------------------------------------------
