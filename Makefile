@@ -68,7 +68,7 @@ $(VENV)/.stamp: pyproject.toml
 
 $(VENV_TEST)/.stamp: pyproject.toml
 	$(call make_venv,$(VENV_TEST))
-	$(TEST_BIN)/python -m pip install --quiet -e '.[compile,dev$(ZIG)]'
+	$(TEST_BIN)/python -m pip install --quiet -e '.[compile,cuda,dev$(ZIG)]'
 	@touch $@
 
 $(MODEL): | $(VENV)/.stamp

@@ -114,20 +114,28 @@ class CudaCompiler:
 
 
 def find_cuda_compiler(host: Compiler, arch: Arch, cuda_home: str | None) -> CudaCompiler:
-    """nvcc of $CUDA_HOME if that is set, else of PATH, of /usr/local/cuda, of the pip packages.
+    """A C++ compiler and nvcc (see `find_nvcc`) as one toolchain.
 
-    TargetError: there is none that is new enough, or the C++ compiler is one it cannot work with.
+    TargetError: there is no nvcc, or the C++ compiler is one it cannot work with.
     """
     if host.is_zig:
         raise TargetError(f"{host}: nvcc needs g++ or clang++ beside it; run `apt install g++`")
+    return CudaCompiler(host, find_nvcc(cuda_home), arch)
+
+
+def find_nvcc(cuda_home: str | None) -> Nvcc:
+    """nvcc of $CUDA_HOME if that is set, else of PATH, of /usr/local/cuda, of the pip packages.
+
+    TargetError: there is none that is new enough.
+    """
     tried: list[str] = []
     for path in _candidates(cuda_home):
         found = _identify(path)
         if isinstance(found, Nvcc):
-            return CudaCompiler(host, found, arch)
+            return found
         tried.append(f"{path}: {found}")
     listed = "; ".join(tried) or "nothing on PATH, no pip package"
-    raise TargetError(f"{arch.name}: no nvcc {OLDEST[0]} or newer ({listed}); run `{REMEDY}`")
+    raise TargetError(f"CUDA: no nvcc {OLDEST[0]} or newer ({listed}); run `{REMEDY}`")
 
 
 def _candidates(cuda_home: str | None) -> Iterator[Path]:

@@ -122,7 +122,8 @@ def _target(report: CompileReport, named: bool) -> list[str]:
         ("memory", f"arena {_mib(report.arena)}, workspace {_mib(report.workspace)}, "
                    f"KV cache {_mib(report.state)} for {report.context} positions"),
         ("self-test", f"{report.selftests} kernels against the interpreter, worst "
-                      f"{report.worst_selftest:.0%} of the tolerance"),
+                      f"{report.worst_selftest:.0%} of the tolerance" if report.selftests
+                      else "none: it takes the device"),
         ("roofline", _roofline(report.floor)),
     ]  # fmt: skip
     return [f"{name:10} {text}" for name, text in rows]

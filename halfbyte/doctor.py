@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .environment import cuda_home
 from .ir.errors import TargetError
 from .ir.target import TARGETS
 
@@ -24,7 +25,7 @@ _HELP = "compilers, CPU, CUDA and packages here, what each target lacks, and how
 
 RUN_PACKAGES = ("numpy", "apache-tvm-ffi", "tokenizers", "jinja2")
 COMPILE_PACKAGES = ("ml_dtypes", "gguf")
-OPTIONAL_PACKAGES = ("ziglang", "apache-tvm")
+OPTIONAL_PACKAGES = ("ziglang", "apache-tvm", "nvidia-cutlass", "nvidia-cuda-cuobjdump")
 
 # Kernel variant of the target cpu -> CPU features; the table of codegen/isa.py (a test holds them
 # equal), which is out of reach where only the runtime's packages are installed.
@@ -33,8 +34,11 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", 
 _AMX = (*_AVX512, "avx512bf16", "avx512fp16", "amx-tile", "amx-bf16")
 ISA_FEATURES = {"scalar": (), "avx2": _AVX2, "avx512": _AVX512, "amx": _AMX}
 
-# Target -> (compute capability, oldest nvcc that knows its suffix; CUDA release notes).
-CUDA_TARGETS = {"sm_120a": ("12.0", (12, 8)), "sm_90a": ("9.0", (12, 0))}
+# Target -> compute capability; what follows is codegen/nvcc.py's (a test holds them equal).
+CUDA_TARGETS = {"sm_120a": "12.0", "sm_90a": "9.0"}
+OLDEST_NVCC, OLDEST_DRIVER = (13, 0), 580
+CUDA_EXTRA = 'pip install "halfbyte[cuda]"'
+CUTLASS = "nvidia-cutlass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ def examine(cache: Path, cxx: str | None) -> Report:
     packages = tuple(_package(name) for name in names)
     compilers = (_cxx(cache, cxx), _zig(), _nvcc())
     gpus = read_gpus()
-    targets = (cpu_target(compilers, packages), *(cuda_target(n, compilers, gpus)
+    targets = (cpu_target(compilers, packages), *(cuda_target(n, compilers, gpus, packages)
                for n in CUDA_TARGETS))  # fmt: skip
     return Report(
         halfbyte=f"{__version__} at {Path(__file__).parent}",
@@ -188,6 +192,19 @@ def _zig() -> Tool:
 
 
 def _nvcc() -> Tool:
+    """The nvcc that `halfbyte compile` would use."""
+    try:
+        from .codegen.nvcc import find_nvcc
+    except ModuleNotFoundError:  # of the extra `compile`: look on PATH alone
+        return _nvcc_on_path()
+    try:
+        found = find_nvcc(cuda_home())
+    except TargetError as error:
+        return Tool("nvcc", None, str(error))
+    return Tool("nvcc", found.version, str(found.path))
+
+
+def _nvcc_on_path() -> Tool:
     path = shutil.which("nvcc")
     if path is None:
         return Tool("nvcc", None)
@@ -276,22 +293,31 @@ def cpu_target(compilers: Sequence[Tool], packages: Sequence[Tool]) -> TargetSta
     return TargetState("cpu", tuple(lacks))
 
 
-def cuda_target(name: str, compilers: Sequence[Tool], gpus: Sequence[Gpu]) -> TargetState:
+def cuda_target(
+    name: str, compilers: Sequence[Tool], gpus: Sequence[Gpu], packages: Sequence[Tool] = ()
+) -> TargetState:
     """What a target of CUDA_TARGETS lacks. `compilers` as in Report: c++, ziglang, nvcc."""
-    capability, oldest = CUDA_TARGETS[name]
+    capability = CUDA_TARGETS[name]
     nvcc = compilers[2].version
     lacks: list[Lack] = []
-    if name not in TARGETS:
-        later = "none in this version: use --target cpu"
-        lacks.append(Lack("compile", "kernels: this version of halfbyte has none", later))
-    if nvcc is None or tuple(int(part) for part in nvcc.split(".")[:2]) < oldest:
-        wanted = f"nvcc >= {oldest[0]}.{oldest[1]} (found {nvcc or 'none'})"
-        lacks.append(Lack("compile", wanted, "install the CUDA toolkit, and put nvcc on PATH"))
+    if nvcc is None or tuple(int(part) for part in nvcc.split(".")[:2]) < OLDEST_NVCC:
+        wanted = f"nvcc >= {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} (found {nvcc or 'none'})"
+        lacks.append(Lack("compile", wanted, CUDA_EXTRA))
+    if "mma_nvfp4" in TARGETS[name].features:
+        lacks += _missing(packages, (CUTLASS,), "compile", CUDA_EXTRA)
     if all(gpu.compute_capability != capability for gpu in gpus):
         found = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in gpus) or "no GPU"
         wanted = f"a GPU of compute capability {capability} (found {found})"
         lacks.append(Lack("run", wanted, "none: another machine"))
+    elif all(_release(gpu.driver) < OLDEST_DRIVER for gpu in gpus):
+        wanted = f"driver {OLDEST_DRIVER} or newer (found {gpus[0].driver})"
+        lacks.append(Lack("run", wanted, "install a newer NVIDIA driver"))
     return TargetState(name, tuple(lacks))
+
+
+def _release(driver: str) -> int:
+    number = driver.partition(".")[0]
+    return int(number) if number.isdigit() else 0
 
 
 # --- as text --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte import doctor
+from halfbyte.codegen import nvcc
 from halfbyte.codegen.isa import ISAS
 from halfbyte.doctor import Gpu, Tool
 
@@ -76,12 +77,24 @@ def test_broken_cxx_variable_is_blamed() -> None:
     assert lack.remedy == "unset CXX"
 
 
-@pytest.mark.parametrize("nvcc", [None, "12.6"])
-def test_old_or_absent_nvcc_is_named(nvcc: str | None) -> None:
+@pytest.mark.parametrize("version", [None, "12.6"])
+def test_old_or_absent_nvcc_is_named(version: str | None) -> None:
     gpu = Gpu("RTX", "12.0", "32607 MiB", "580.1")
-    state = doctor.cuda_target("sm_120a", (CXX, ZIG, Tool("nvcc", nvcc)), (gpu,))
-    assert any("nvcc >= 12.8" in lack.what for lack in state.lacks)
+    state = doctor.cuda_target("sm_120a", (CXX, ZIG, Tool("nvcc", version)), (gpu,))
+    assert any("nvcc >= 13.0" in lack.what for lack in state.lacks)
     assert state.can("run")
+
+
+def test_cuda_facts_are_those_of_the_compiler() -> None:
+    assert doctor.OLDEST_NVCC == nvcc.OLDEST and str(doctor.OLDEST_DRIVER) == nvcc.DRIVER_MIN
+    assert doctor.CUDA_EXTRA == nvcc.REMEDY
+
+
+def test_an_old_driver_and_absent_headers_are_named() -> None:
+    gpu = Gpu("RTX", "12.0", "32607 MiB", "570.86")
+    state = doctor.cuda_target("sm_120a", (CXX, ZIG, NVCC), (gpu,), (Tool("nvidia-cutlass", None),))
+    assert [lack.needed_to for lack in state.lacks] == ["compile", "run"]
+    assert "nvidia-cutlass" in state.lacks[0].what and "570.86" in state.lacks[1].what
 
 
 def test_wrong_gpu_is_named_with_what_was_found() -> None:

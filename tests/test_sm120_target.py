@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfbyte.codegen import declarations
+from halfbyte.codegen import declarations, ffi_options, find_compiler
 from halfbyte.codegen.args import ARGS
+from halfbyte.codegen.emit import compile_library
 from halfbyte.codegen.kernels_sm120 import gemm_name, tiles_of, units
+from halfbyte.codegen.nvcc import cutlass_folder, find_cuda_compiler
 from halfbyte.codegen.plan import Plan, make_plan
 from halfbyte.codegen.plan_cuda import Arch, arch_of, cuda_sources
 from halfbyte.codegen.render import TEMPLATES
+from halfbyte.codegen.sass import LOCAL_MEMORY, census, count, find_tools
 from halfbyte.codegen.table import table_of
 from halfbyte.frontend import import_model, open_checkpoint
 from halfbyte.ir import numerics
@@ -166,6 +169,36 @@ def test_an_exact_kernel_leaves_out_the_quantiser_only() -> None:
 
 
 # --- sources --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_library_holds_what_it_promises(root: Path, pytestconfig: pytest.Config) -> None:
+    """Two instantiations of CUTLASS: some minutes where their objects are not kept."""
+    assert pytestconfig.cache is not None
+    cache = Path(pytestconfig.cache.mkdir("objects"))
+    tools = find_tools()
+    try:
+        toolchain = find_cuda_compiler(find_compiler(None, cache), arch_of(HOME), None)
+        cutlass_folder()
+    except TargetError as error:
+        pytest.skip(str(error))
+    if tools is None:
+        pytest.skip("no cuobjdump")
+    graph = compiled(root / "tests" / "data" / "llama_tied-modelopt")
+    library = compile_library(graph, HOME, toolchain, ffi_options(cache))
+    assert not [c for c in library.code if c.spilled or c.stack]
+    names = {c.unit for c in library.code}
+    assert {"nvfp4_w4a4_cutlass_k128_bf16.cu", "nvfp4_w4a4_cutlass_k128_f32.cu"} <= names
+    products = [c for c in library.code if "cutlass" in c.unit or "smallm_kernel" in c.kernel]
+    assert len(products) == 2 + 4
+    assert {c.instruction for c in products} == {"OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"}
+    for instructions in census(library.built.path, tools).values():
+        assert not any(count(instructions, name) for name in LOCAL_MEMORY)
+    assert library.graphs is not None
+    shared = [k.shared + library.code[k.kernel].shared for k in library.graphs.kinds]
+    assert max(shared) <= 101_376
+    used = {library.code[k.kernel].unit for k in library.graphs.kinds}
+    assert {"nvfp4_quantize.cu", "nvfp4_w4a4_smallm.cu", "nvfp4_gemv_rowmajor.cu"} <= used
 
 
 def test_only_the_tiles_in_use_are_compiled(plan: Plan) -> None:
