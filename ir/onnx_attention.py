@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .errors import IRError
 from .graph import Op
 from .onnx_ops import Shape, dtype, is_given, like, onnx, shape, typed
 from .opdef import OpDef
@@ -9,13 +10,15 @@ from .types import UNKNOWN, Dim, TensorType
 
 
 def _heads(op: Op, i: int, attr: str) -> tuple[Dim, Dim, Dim, Dim] | None:
-    """Operand i as [batch, heads, rows, size]."""
+    """Operand i as [batch, heads, rows, size]. Raises IRError where it cannot be that."""
     found = shape(op, i)
     if found is None:
         return None
     if len(found) == 4:
         return found[0], found[1], found[2], found[3]
-    count = op.get(attr, 1)
+    count = op.get(attr, 0)
+    if len(found) != 3 or count < 1:
+        raise IRError(f"{op.name}: operand {i} is of rank {len(found)} for {attr} {count}")
     size = found[2] // count if isinstance(found[2], int) else UNKNOWN
     return found[0], count, found[1], size
 
@@ -29,7 +32,7 @@ def _with_past(op: Op, new: Shape | None, i: int) -> Shape | None:
     if new is None or not is_given(op, i):
         return new
     past = shape(op, i)
-    rows = UNKNOWN if past is None else _sum(past[2], new[2])
+    rows = _sum(past[2], new[2]) if past is not None and len(past) == 4 else UNKNOWN
     return (*new[:2], rows, new[3])
 
 
