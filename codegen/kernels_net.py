@@ -115,6 +115,7 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
     "quantize": (SCALAR, AVX2, AVX512),
     "select": (SCALAR,),
     "views": (SCALAR,),
+    "dropout": (SCALAR,),
     "transpose": (SCALAR,),
     "copy": (SCALAR,),
     "pad": (SCALAR,),
@@ -186,7 +187,8 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("select", by_width(1), WIDTHS, "where"),
     # movement and indexing
     *_family("views", single, ("",),
-             "identity", "dropout", "shape", "size", "reshape", "flatten", "squeeze", "unsqueeze"),
+             "identity", "shape", "size", "reshape", "flatten", "squeeze", "unsqueeze"),
+    *_family("dropout", single, ("",), "dropout"),
     *_family("transpose", by_width(0), WIDTHS, "transpose", "depth_to_space", "space_to_depth"),
     *_family("copy", by_width(0), WIDTHS,
              "concat", "split", "slice", "expand", "tile", "trilu", "reverse_sequence", "bit_cast"),

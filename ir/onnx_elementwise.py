@@ -121,7 +121,7 @@ _ACTIVATIONS: dict[str, OpDef] = {
     ),
     "onnx_binarizer": _unary("Binarizer", "1 where x > threshold, else 0", threshold="the limit"),
     "onnx_dropout": onnx(
-        "Dropout", "x and a mask of true: what is dropped in training stays", 1, 3, _dropout,
+        "Dropout", "x and which of it is kept: all but in training", 1, 3, _dropout,
         {"seed": "of the generator in training"},
     ),
 }  # fmt: skip
