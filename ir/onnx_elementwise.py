@@ -119,7 +119,6 @@ _ACTIVATIONS: dict[str, OpDef] = {
     "onnx_shrink": _unary(
         "Shrink", "0 within lambd of 0, else nearer to 0 by bias", lambd="limit", bias="shift"
     ),
-    "onnx_binarizer": _unary("Binarizer", "1 where x > threshold, else 0", threshold="the limit"),
     "onnx_dropout": onnx(
         "Dropout", "x and which of it is kept: all but in training", 1, 3, _dropout,
         {"seed": "of the generator in training"},

@@ -155,14 +155,6 @@ def _compress(op: Op) -> TensorType:
     return of_rank()(op)
 
 
-def _extract(op: Op) -> TensorType:
-    dims, indices = shape(op, 0), shape(op, 1)
-    if dims is None:
-        return typed(dtype(op, 0), None)
-    count = UNKNOWN if indices is None else _product(indices)
-    return typed(dtype(op, 0), (1, count) if len(dims) == 1 else (*dims[:-1], count))
-
-
 def _image(op: Op) -> TensorType:
     return typed(dtype(op, 0), (UNKNOWN,) * 4)
 
@@ -232,9 +224,6 @@ _INDEXED: dict[str, OpDef] = {
     ),
     "onnx_compress": onnx("Compress", "x where a condition holds", 2, 2, _compress, _AXIS),
     "onnx_non_zero": onnx("NonZero", "indices of what is not 0", 1, 1, _non_zero),
-    "onnx_array_feature_extractor": onnx(
-        "ArrayFeatureExtractor", "x at indices of its last axis", 2, 2, _extract
-    ),
 }  # fmt: skip
 
 _MADE: dict[str, OpDef] = {
