@@ -199,7 +199,7 @@ def _write_target(
         library=library.name,
         library_sha256=part.sha256,
         isas=library.isas,
-        features=("x86-64", *_glibc(library), *_device_features(library)),
+        features=("x86-64", *glibc_features(library.built), *_device_features(library)),
         buckets=buckets_of(graph),
         arena=_arena(library.plan, request.threads),
         kernels=build.kernels,
@@ -253,8 +253,8 @@ def _device_features(library: Library) -> tuple[str, ...]:
     return (f"compute capability {arch.major}.{arch.minor}",)
 
 
-def _glibc(library: Library) -> tuple[str, ...]:
+def glibc_features(built: Built) -> tuple[str, ...]:
     """The newest C library the linked code asks for, as "glibc>=2.34"."""
-    found = [name.removeprefix("GLIBC_") for name in library.built.versions if "GLIBC_2" in name]
+    found = [name.removeprefix("GLIBC_") for name in built.versions if "GLIBC_2" in name]
     newest = max((tuple(map(int, name.split("."))) for name in found), default=())
     return (f"glibc>={'.'.join(map(str, newest))}",) if newest else ()

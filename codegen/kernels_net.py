@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.graph import Op
+from ..ir.kernel import KernelDecl, Refusal
 from ..ir.onnx_ops import dtype, is_given
 from ..ir.types import DTYPE_BYTES
 from .isa import AVX2, AVX512, SCALAR, Isa
@@ -104,6 +105,7 @@ class NetKernel:
 
 
 FAMILIES: dict[str, tuple[Isa, ...]] = {
+    "linear": (SCALAR,),
     "arithmetic": (SCALAR, AVX2, AVX512),
     "activation": (SCALAR, AVX2, AVX512),
     "bits": (SCALAR,),
@@ -149,6 +151,11 @@ FAMILIES: dict[str, tuple[Isa, ...]] = {
 }
 """The ISAs each family has a variant of. Where a family is for floats, f32 and f64 alone have more
 than SCALAR."""
+
+
+def isas_of(family: str, variant: str) -> tuple[Isa, ...]:
+    """The ISAs that a family is compiled for, for one variant."""
+    return FAMILIES[family] if variant in ("", "f32", "f64") else (SCALAR,)
 
 
 def _family(
@@ -243,3 +250,37 @@ KERNELS: tuple[NetKernel, ...] = (
     *_family("features", single, ("",), "tf_idf_vectorizer"),
     *_family("features", single, ("",), "binarizer", "array_feature_extractor"),
 )  # fmt: skip
+
+BY_OP: dict[str, NetKernel] = {kernel.op: kernel for kernel in KERNELS}
+
+BUCKETS = (1, 8, 65536)
+"""Rows that a linear is chosen for: at most 8, or any number; an operator does not ask."""
+FEW, MANY = BUCKETS[1], BUCKETS[2]
+
+
+def _refusal(kernel: NetKernel) -> Refusal:
+    def refuses(op: Op, rows: int) -> str | None:
+        variant = kernel.variant(op)
+        if variant in kernel.variants:
+            return None
+        types = ", ".join(str(v.type.enc) for v in op.args)
+        return f"for ({types}): not compiled, there is {', '.join(kernel.variants)}"
+
+    return refuses
+
+
+def _taken(op: Op, rows: int) -> str | None:
+    return None
+
+
+def declarations() -> tuple[KernelDecl, ...]:
+    """The table as phase 35 reads it; If, Loop and Scan are the executor's own."""
+    cpu = frozenset({"cpu"})
+    control = KernelDecl(
+        "control", frozenset({"onnx_if", "onnx_loop", "onnx_scan"}), cpu, _taken, "walks graphs"
+    )
+    kernels = tuple(
+        KernelDecl(k.name, frozenset({k.op}), cpu, _refusal(k), "as onnx's reference")
+        for k in KERNELS
+    )
+    return (*kernels, control)

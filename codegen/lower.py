@@ -21,7 +21,7 @@ _SPACES = {
     "weights": Space.WEIGHTS,
     "out": Space.LOGITS,
 }
-_PROLOGUES = {
+PROLOGUES = {
     "none": Prologue.NONE,
     "rmsnorm": Prologue.RMSNORM,
     "silu_mul": Prologue.SILU_MUL,
@@ -93,7 +93,7 @@ def _any_linear(op: Op) -> Fields:
         "n": n,
         "k": k,
         "rows": _rows(op.out),
-        "prologue": int(_PROLOGUES[op.get("prologue", "none")]),
+        "prologue": int(PROLOGUES[op.get("prologue", "none")]),
         "eps": op.get("eps", 0.0),
         "x_stride": x.type.last,
     }

@@ -184,10 +184,11 @@ def _context(graph: Graph) -> int:
 
 def kernel_table(plan: Plan, isa: Isa) -> tuple[str, ...]:
     """For each kernel of the plan, the namespace of the best variant up to `isa`."""
-    return tuple(_variant(kernel, isa).name for kernel in plan.kernels)
+    return tuple(variant_of(kernel, isa).name for kernel in plan.kernels)
 
 
-def _variant(kernel: Kernel, isa: Isa) -> Isa:
+def variant_of(kernel: Kernel, isa: Isa) -> Isa:
+    """The best variant of a kernel up to `isa`."""
     by_name = {known.name: known for known in ISAS}
     while isa not in kernel.isas:
         isa = by_name[isa.base]

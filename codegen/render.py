@@ -20,7 +20,7 @@ from .isa import ISAS, Isa
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED = "shared"
-HEADERS = {"cpu": "hb.h", "cuda": "hb_cuda.h", "net": "net.h"}
+HEADERS = {"cpu": "hb.h", "cuda": "hb_cuda.h", "net": "hb.h"}
 """What kernels, executor and plan of a folder share."""
 LOOKED_IN = {"net": ("net", "cpu", SHARED)}
 """Where a folder's templates are looked for, if not in it and among the shared ones alone."""

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..ir.errors import IRError
 from ..ir.graph import Graph, Op, Value
 from ..ir.interp import WeightSource, fold
@@ -30,7 +32,15 @@ _LEAST_SHARED = 4096  # bytes; smaller parts are stored again: an image of few p
 _DTYPES = {
     "f32": "F32", "bf16": "BF16", "f16": "F16", "f8e4m3": "F8_E4M3", "f8e8m0": "F8_E8M0",
     "u8": "U8", "i8": "I8", "i32": "I32", "i64": "I64", "bool": "BOOL", "f64": "F64",
+    "f8e5m2": "F8_E5M2", "i16": "I16", "u16": "U16", "u32": "U32", "u64": "U64",
+    "f8e4m3fnuz": "U8", "f8e5m2fnuz": "U8", "f4e2m1": "U8", "i4": "I8", "u4": "U8", "i2": "I8",
+    "u2": "U8",
 }  # fmt: skip
+"""The name of a dtype in the weight file, which knows no smaller ones: those take a byte."""
+
+
+_CODES = {"i4": np.int8, "i2": np.int8, "u4": np.uint8, "u2": np.uint8}
+"""How codes of less than a byte are written: sign-extended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,7 @@ def lay_out(graph: Graph, target: str, known: Known, on_device: bool) -> Layout:
     """
     file = f"weights-{target}.safetensors" if known.files else WEIGHTS
     parts = stored_parts(graph)
+    parts = [p for p in parts if p.part.nbytes]
     own = [p for p in parts if not (on_device and p.key in known.at)]
     image = place(TensorSpec(p.name, _DTYPES[p.part.dtype], p.part.shape) for p in own)
     begins = {p.name: (file, at) for p, at in zip(own, image.offsets, strict=True)}
@@ -176,7 +187,7 @@ def _parts(value: Value, data: Data, wanted: set[str]) -> Iterator[tuple[str, Ar
         if array.shape != part.shape:
             raise IRError(f"{value}: part {part} came out as {array.shape}")
         if name in wanted:
-            yield name, array
+            yield name, array.astype(_CODES.get(part.dtype, array.dtype), copy=False)
 
 
 def weight_facts(graph: Graph) -> tuple[WeightFacts, ...]:

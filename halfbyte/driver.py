@@ -46,6 +46,7 @@ from .passes.p35_select_kernels import select
 from .passes.pipeline import Report
 from .runtime.artifact import PASSES, Artifact, ModelFacts, PhaseFacts
 
+ONNX_SUFFIX = ".onnx"  # the format has no magic number
 IMPORT, CODEGEN, ARTIFACT = "00_import", "60_codegen", "70_artifact"
 IMPORT_WHY = "the checkpoint as read, every dialect normalised once"
 
@@ -59,8 +60,9 @@ class Options:
     """What the user asked for. `out` may be missing only with `compile_to`.
 
     target: one, or several with commas between; the first stands for all where one is asked for.
-    progress: takes a line of progress. print_ir: takes the IR text behind each phase.
-    start_from: a phase's id and the file with the text behind it.
+    dims: extents of an ONNX graph, by symbol. progress: takes a line of progress.
+    print_ir: takes the IR text behind each phase. start_from: a phase's id and the file with the
+    text behind it.
     """
 
     model: Path
@@ -73,11 +75,12 @@ class Options:
     dump: Path | None = None
     compile_to: str | None = None
     start_from: tuple[str, Path] | None = None
+    dims: tuple[tuple[str, int], ...] = ()
     progress: Callable[[str], None] = _quiet
     print_ir: Callable[[str], None] | None = None
 
 
-class _Run:
+class Run:
     """The compilation for one target under way: the options, its dumps, and the clock."""
 
     def __init__(self, options: Options, target: Target) -> None:
@@ -111,6 +114,12 @@ def compile_model(options: Options) -> CompileReport:
 
     Raises ModelError, TargetError, and IRError for a bug of ours.
     """
+    if options.model.suffix == ONNX_SUFFIX and options.model.is_file():
+        from .driver_onnx import compile_onnx  # onnx is a dependency of its own
+
+        return compile_onnx(options)
+    if options.dims:
+        raise ModelError("dims: for an ONNX graph; a language model has no extents to bind")
     targets = _targets(options)
     start = time.perf_counter()
     checkpoint = open_checkpoint(options.model)
@@ -121,7 +130,7 @@ def compile_model(options: Options) -> CompileReport:
     for chosen in targets:
         if len(targets) > 1:
             options.progress(f"target {chosen.name}")
-        run = _Run(options, chosen)
+        run = Run(options, chosen)
         try:
             made.append(_compile(run, imported))
         finally:
@@ -137,13 +146,13 @@ def compile_model(options: Options) -> CompileReport:
 class _Made:
     """What was compiled for one target; no library where it was not asked for."""
 
-    run: _Run
+    run: Run
     graph: Graph
     context: Context
     library: Library | None
 
 
-def _compile(run: _Run, imported: Imported) -> _Made:
+def _compile(run: Run, imported: Imported) -> _Made:
     """Phases 00 to 60 for one target."""
     options = run.options
     context = Context(
@@ -154,7 +163,7 @@ def _compile(run: _Run, imported: Imported) -> _Made:
     run.hook(Report(IMPORT, IMPORT_WHY, imported.graph, "", text, _import_log(imported)))
     run.dumps.files["scales.json"] = json.dumps(_scales(imported, context), indent=0).encode()
     graph = _phases(run, imported.graph, context)
-    if options.compile_to and not _is_late(options.compile_to):
+    if options.compile_to and not is_late(options.compile_to):
         return _Made(run, graph, context, None)
     cache = cache_folder()
     toolchain = _toolchain(run.target, cache)
@@ -193,11 +202,11 @@ def _check(options: Options, targets: Sequence[Target]) -> None:
         raise ModelError("out: the path of the artifact is missing")
 
 
-def _is_late(phase: str) -> bool:
+def is_late(phase: str) -> bool:
     return phase in (CODEGEN, ARTIFACT, "60", "70")
 
 
-def _phases(run: _Run, imported: Graph, context: Context) -> Graph:
+def _phases(run: Run, imported: Graph, context: Context) -> Graph:
     start, to, graph = IMPORT, run.options.compile_to, imported
     if run.options.start_from:
         start, file = run.options.start_from
@@ -209,7 +218,7 @@ def _phases(run: _Run, imported: Graph, context: Context) -> Graph:
             raise ModelError(f"{file}: not the IR of a phase: {error}") from error
         _check_weights(file, graph, imported)
     try:
-        phases = pipeline.after(start, None if to is None or _is_late(to) else to)
+        phases = pipeline.after(start, None if to is None or is_late(to) else to)
     except IRError as error:
         raise ModelError(str(error)) from error
     return pipeline.run(graph, context, phases, run.hook)
@@ -246,7 +255,7 @@ def _target_build(made: _Made, library: Library) -> Build:
     choices = tuple(
         kernel_choice(c.op, c.bucket, c.kernel, c.refused) for c in select(made.graph, made.context)
     )
-    phases = tuple(_phase_facts(line) for line in made.run.dumps.lines)
+    phases = tuple(phase_facts(line) for line in made.run.dumps.lines)
     return Build(made.graph, library, choices, phases, recipe_of(made.graph))
 
 
@@ -266,7 +275,7 @@ def _request(
         plan = {f"{CODEGEN}/plan.cc": build.library.sources["plan.cc"].encode()}
         if build.library.graphs is not None:
             plan[GRAPHS] = build.library.graphs.to_json()
-        record = {**_without_sources(m.run.dumps.finish()), **plan}
+        record = {**without_sources(m.run.dumps.finish()), **plan}
         folder = f"{PASSES}/{m.run.target.name}"
         files |= {f"{folder}/{name}": data for name, data in record.items()}
     compilers = " and ".join(dict.fromkeys(str(b.library.compiler) for b in builds))
@@ -282,12 +291,12 @@ def _request(
     )
 
 
-def _without_sources(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def without_sources(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Kernel sources are this package's own templates: only the plan is the model's."""
     return {n: d for n, d in files.items() if not n.startswith(f"{CODEGEN}/")}
 
 
-def _phase_facts(line: PhaseLine) -> PhaseFacts:
+def phase_facts(line: PhaseLine) -> PhaseFacts:
     return PhaseFacts(line.id, line.ms, line.ops, line.changed, line.why)
 
 
@@ -304,7 +313,7 @@ def _facts(graph: Graph, imported: Imported, options: Options) -> ModelFacts:
         context=_capacity(graph),
         bos=bos if isinstance(bos, int) else None,
         eos=tuple(eos),
-        sources={f.name: _sha256(f) for f in imported.files},
+        sources={f.name: sha256_of(f) for f in imported.files},
         parameters=_parameters(graph),
     )
 
@@ -334,7 +343,7 @@ def recipe_of(graph: Graph) -> str:
     return "w4a4" if any(op.get("act", "f32") == "nvfp4" for op in quantised) else "w4a16"
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -95,8 +95,12 @@ class Op:
         return tuple(v for v in value if isinstance(v, str))
 
 
-SOURCES = ("weight", "state")
-"""Ops without operands: a checkpoint tensor; memory that outlives a step (the KV cache)."""
+SOURCES = ("weight", "state", "absent")
+"""Ops without operands: a checkpoint tensor; memory that outlives a step (the KV cache); an operand
+that is left out.
+"""
+ONNX = "onnx_"
+"""What the names of ONNX operators begin with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -133,10 +137,14 @@ class Graph:
 
 
 def const_values(graph: Graph) -> set[Value]:
-    """Values that depend on weights alone, so that the artifact can hold them ready-made."""
+    """Values that depend on weights alone, so that the artifact can hold them ready-made.
+
+    Not what an ONNX operator makes of weights: what the importer did not fold is left to a run.
+    """
     const: set[Value] = set()
     for op in graph.ops:
-        if op.name == "weight" or (op.args and all(v in const for v in op.args)):
+        made = op.args and not op.name.startswith(ONNX) and all(v in const for v in op.args)
+        if op.name == "weight" or made:
             const.update(op.outs)
     return const
 

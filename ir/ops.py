@@ -7,13 +7,18 @@ table and need nothing else, so a new op is one entry in one of the `ops_*` file
 
 from __future__ import annotations
 
-from . import ops_fused, ops_model, ops_weight
+from . import onnx_table, ops_fused, ops_model, ops_weight
 from .errors import IRError
 from .graph import Op
 from .opdef import OpDef
 from .types import TensorType
 
-OPS: dict[str, OpDef] = {**ops_weight.OPS, **ops_model.OPS, **ops_fused.OPS}
+OPS: dict[str, OpDef] = {
+    **ops_weight.OPS,
+    **ops_model.OPS,
+    **ops_fused.OPS,
+    **onnx_table.OPS,
+}
 
 
 def lookup(op: Op) -> OpDef:

@@ -45,7 +45,7 @@ def _infer_fused_linear(op: Op) -> TensorType:
         raise IRError(f"fused_linear: prologue {prologue!r}, expected one of {PROLOGUES}")
     x = activation(op, 0)
     width = x.last // 2 if prologue == "silu_mul" else x.last
-    out = infer_matmul(op, tensor("f32", x.count, width), types["w"])
+    out = infer_matmul(op, tensor("f32", *x.shape[:-1], width), types["w"])
     if (prologue == "rmsnorm") != ("gamma" in types):
         raise IRError("fused_linear: gamma goes with prologue rmsnorm and only with it")
     if (op.get("act", "f32") == "nvfp4") != ("input_scale" in types):
@@ -64,7 +64,7 @@ def _prologue(op: Op, named: dict[str, Data]) -> F64:
     if kind == "rmsnorm":
         x = numerics.rmsnorm(x, f64(named["gamma"]), op.get("eps", 1e-6))
     elif kind == "silu_mul":
-        gate, up = np.split(x, 2, axis=1)
+        gate, up = np.split(x, 2, axis=-1)
         x = numerics.silu(gate) * up
     x = x.astype(np.float32)
     if op.get("act", "f32") == "f32":

@@ -57,10 +57,10 @@ def activation_matrix(type_: TensorType, data: Data) -> F64:
 
 
 def infer_matmul(op: Op, x: TensorType, w: TensorType) -> TensorType:
-    """[M, K] by [N, K] is [M, N]."""
+    """[…, K] by [N, K] is […, N]."""
     n, k = w.static
     expect(op, "inner extent of x", x.last, k)
-    return result(op, x.count, n)
+    return result(op, *x.shape[:-1], n)
 
 
 def _infer_linear(op: Op) -> TensorType:

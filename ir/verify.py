@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from .errors import IRError
 from .graph import SOURCES, Graph, Op, Value
+from .onnx_ops import refines
 from .ops import infer, lookup
 from .text import excerpt
+from .types import TensorType
 
 
 def _complaint(op: Op, seen: set[Value]) -> str | None:
@@ -16,10 +18,18 @@ def _complaint(op: Op, seen: set[Value]) -> str | None:
         lookup(op)
         return None
     types = infer(op)
-    if tuple(v.type for v in op.outs) != types:
+    if not _agree(op, types):
         found = ", ".join(str(v.type) for v in op.outs)
         return f"typed {found}, expected {', '.join(map(str, types))}"
     return None
+
+
+def _agree(op: Op, types: tuple[TensorType, ...]) -> bool:
+    """Equal; for an ONNX operator, none of fewer results less than its rule knows."""
+    found = tuple(v.type for v in op.outs)
+    if not lookup(op).onnx:
+        return found == types
+    return len(found) <= len(types) and all(map(refines, found, types))
 
 
 def verify(graph: Graph) -> None:

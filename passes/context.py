@@ -19,7 +19,11 @@ RECIPES = (AUTO, W4A4, W4A16)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The user's wishes, the target's facts, its kernel table, and weights on demand."""
+    """The user's wishes, the target's facts, its kernel table, and weights on demand.
+
+    `weights_start`: where in the weight image the constants of this graph begin; those of other
+    graphs of the same model stand before it.
+    """
 
     target: Target
     kernels: tuple[KernelDecl, ...]
@@ -28,6 +32,7 @@ class Context:
     quantize: str | None = None
     allow_fallback: frozenset[str] = frozenset()
     threads: int = 1
+    weights_start: int = 0
 
     @property
     def keeps_w4a4(self) -> bool:

@@ -3,6 +3,9 @@
 Activations live in one arena. Each is a fixed number of bytes per token, so one plan in bytes per
 token serves every bucket: a bucket of B tokens multiplies all offsets by B. Caches live in the
 state, weights in the weight file, logits in the caller's buffer.
+
+Shapes of an ONNX graph may be known only to a run: each op says which values end with it, and the
+executor gives their memory to the next.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from ..ir.ops import lookup
 from ..ir.rewrite import LogEntry
 from ..ir.types import ALIGNMENT, DTYPE_BYTES, Plain, align
 from .context import Context, Outcome
+from .onnx_lifetimes import check_frees, frees, is_onnx
 from .p35_select_kernels import launched
 
 ARENA, STATE, WEIGHTS, OUT = "arena", "state", "weights", "out"
@@ -85,11 +89,10 @@ def _state_places(graph: Graph) -> dict[Value, Place]:
     return places
 
 
-def _weight_places(graph: Graph) -> dict[Value, Place]:
+def weight_places(graph: Graph, offset: int = 0) -> dict[Value, Place]:
     """Constants that a launch reads, in the order in which the first step meets them."""
     const = const_values(graph)
     places: dict[Value, Place] = {}
-    offset = 0
     for op in launched(graph):
         for v in op.args:
             if v in const and v not in places:
@@ -99,11 +102,13 @@ def _weight_places(graph: Graph) -> dict[Value, Place]:
 
 
 def run(graph: Graph, context: Context) -> Outcome:
+    if is_onnx(graph):
+        return _run_onnx(graph, context)
     found = lifetimes(graph)
-    places = {**_weight_places(graph), **_state_places(graph), **assign(found)}
+    places = {**weight_places(graph), **_state_places(graph), **assign(found)}
     for v in graph.outs:
         places[v] = Place(OUT, 0, bytes_per_token(v))
-    planned = _placed(graph, places)
+    planned = placed(graph, places)
     peak = arena_bytes(planned)
     total = sum(life.nbytes for life in found)
     log = [
@@ -114,7 +119,24 @@ def run(graph: Graph, context: Context) -> Outcome:
     return Outcome(planned, tuple(log))
 
 
-def _placed(graph: Graph, places: dict[Value, Place]) -> Graph:
+def _run_onnx(graph: Graph, context: Context) -> Outcome:
+    planned = placed(graph, weight_places(graph, context.weights_start))
+    ends = frees(planned)
+    ops = [
+        Op(op.name, op.args, op.outs, {**op.attrs, "frees": ends[op]}, op.loc)
+        if ends.get(op)
+        else op
+        for op in planned.ops
+    ]
+    count = sum(map(len, ends.values()))
+    log = (
+        LogEntry("lifetimes", "", True, f"{count} values end before the graph does"),
+        LogEntry("weights", "", True, f"{space_bytes(planned, WEIGHTS)} bytes"),
+    )
+    return Outcome(planned.with_ops(ops), log)
+
+
+def placed(graph: Graph, places: dict[Value, Place]) -> Graph:
     """The graph with new values that carry their places."""
     by = {v: Value(v.name, v.type, places.get(v)) for v in graph.values()}
 
@@ -139,6 +161,8 @@ def arena_bytes(graph: Graph) -> int:
 
 def ensures(graph: Graph, context: Context) -> None:
     """By brute force: live values do not overlap, all are aligned, all have a place."""
+    if is_onnx(graph):
+        return check_frees(graph)
     found = lifetimes(graph)
     for i, a in enumerate(found):
         if a.value.place is None or a.value.place.offset % ALIGNMENT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.errors import IRError
 from ..ir.graph import Graph
@@ -113,12 +113,35 @@ def run(
 
     Raises IRError with the phase in its notes; ModelError and TargetError as the phases do.
     """
-    before = check(graph, "00_import")
+    return run_all((graph,), context, phases, hook)[0]
+
+
+def run_all(
+    graphs: tuple[Graph, ...],
+    context: Context,
+    phases: Sequence[Phase] = PHASES,
+    hook: Callable[[Report], None] = lambda report: None,
+) -> tuple[Graph, ...]:
+    """A graph and the bodies it names, each phase over all before the next; reported as one."""
+    before = texts(graphs, "00_import")
     for phase in phases:
-        outcome = phase.run(graph, context)
-        graph = outcome.graph
-        text = check(graph, phase.id)
-        phase.ensures(graph, context)
-        hook(Report(phase.id, phase.why, graph, before, text, outcome.log))
-        before = text
-    return graph
+        done: list[Graph] = []
+        log: list[LogEntry] = []
+        for graph in graphs:
+            start = max((p40_memory_plan.space_bytes(g, "weights") for g in done), default=0)
+            here = replace(context, weights_start=start)
+            outcome = phase.run(graph, here)
+            done.append(outcome.graph)
+            log.extend(outcome.log)
+        graphs = tuple(done)
+        after = texts(graphs, phase.id)
+        for graph in graphs:
+            phase.ensures(graph, context)
+        hook(Report(phase.id, phase.why, graphs[0], before, after, tuple(log)))
+        before = after
+    return graphs
+
+
+def texts(graphs: Sequence[Graph], phase: str) -> str:
+    """The text of all graphs, each verified and read back."""
+    return "\n".join(check(graph, phase) for graph in graphs)

@@ -39,6 +39,25 @@ class ModelFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PortFacts:
+    """An input or output of an ONNX graph. `dims`: numbers, symbols of the file, "?"; None where
+    not even the rank is known."""
+
+    name: str
+    dtype: str
+    dims: tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NetFacts:
+    """What an ONNX graph takes and gives."""
+
+    opset: int
+    inputs: tuple[PortFacts, ...]
+    outputs: tuple[PortFacts, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Part:
     """One file of the artifact."""
 
@@ -175,6 +194,7 @@ class Manifest:
     targets: Mapping[str, TargetFacts]  # in the order in which they were asked for
     parts: Mapping[str, Part]  # every file but the manifest
     generation: Mapping[str, object] = dataclasses.field(default_factory=dict[str, object])
+    net: NetFacts | None = None  # of an ONNX graph; None: a language model
 
     def to_json(self) -> bytes:
         """The bytes of manifest.json: two runs over the same facts give the same bytes."""
@@ -217,6 +237,8 @@ def check(manifest: Manifest, where: str) -> None:
 
 def _check_model(manifest: Manifest, where: str) -> None:
     model = manifest.model
+    if manifest.net is not None:
+        return
     _within(f"{where}.model.vocab", model.vocab, 1, LARGEST_VOCAB)
     _within(f"{where}.model.context", model.context, 1, 2**31 - 1)
     for key, token in [("bos", model.bos)] + [("eos", token) for token in model.eos]:

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias, TypedDict, Unpack, cast, overload
 
@@ -60,6 +60,8 @@ def load(
     index = cuda_index(device)
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise ModelError(f"threads: out of range, expected 1 to {MAX_THREADS}, found {threads}")
+    if artifact.manifest.net is not None:
+        return _load_net(artifact, index, threads, isa, native)
     session: Session
     if index is None:
         target, made_for = "cpu", artifact.library("cpu")
@@ -83,6 +85,24 @@ def load(
             weights.close()
             raise
     return Model(artifact, target, weights, session)
+
+
+def _load_net(
+    artifact: Artifact, index: int | None, threads: int | None, isa: str, native: Native | None
+) -> "Model":
+    """An ONNX graph. Raises TargetError for a device."""
+    from .net import Net  # it is a Model
+
+    if index is not None:
+        raise TargetError(f"{artifact.folder}: holds code for the cpu; load it with device='cpu'")
+    facts = artifact.target("cpu")
+    native = native or load_native(artifact.library("cpu"), facts.library_sha256)
+    weights = TargetWeights(artifact, "cpu")
+    try:
+        return Net(artifact, "cpu", weights, native, threads or default_threads(), isa)
+    except BaseException:
+        weights.close()
+        raise
 
 
 def _cuda_library(artifact: Artifact, index: int, native: Native | None) -> tuple[str, Native]:
@@ -117,8 +137,13 @@ class Model:
     def __init__(
         self, artifact: Artifact, target: str, weights: TargetWeights, session: Session
     ) -> None:
-        self.artifact, self.target, self.session = artifact, target, session
-        self._weights = weights
+        self.artifact, self.target = artifact, target
+        self._weights, self._session = weights, session
+
+    @property
+    def session(self) -> Session:
+        """What runs it."""
+        return self._session
 
     @property
     def facts(self) -> TargetFacts:
@@ -164,6 +189,12 @@ class Model:
             token = self.tokenizer.id_of(named)
             known |= set() if token is None else {token}
         return frozenset(known)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """For ONNX graphs (net.py). Raises ModelError: a language model has tokens."""
+        raise ModelError(
+            f"{self.artifact.folder}: a language model, no ONNX graph; call generate or logits"
+        )
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after each token: float32 [len(ids), vocab]."""

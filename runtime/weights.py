@@ -28,8 +28,9 @@ from .manifest import ALIGN, Part
 from .strict import decode, parse_json, refuse
 
 ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E8M0": 1,
-    "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E5M2": 1,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8,
+    "F64": 8,
 }  # fmt: skip
 _HUGE_PAGE = 2 << 20
 _LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit

@@ -24,6 +24,8 @@ def ops_table() -> str:
     """The op table as docs/ir.md shows it."""
     rows = ["| op | operands | attributes | meaning |", "|---|---|---|---|"]
     for name, op in OPS.items():
+        if op.onnx:
+            continue  # docs/onnx.md
         count = str(op.least) if op.least == op.most else f"{op.least}–{op.most}"
         attrs = ", ".join(f"`{a}` ({what})" for a, what in op.attrs.items())
         rows.append(f"| `{name}` | {count} | {attrs} | {op.doc.replace('|', 'or')} |")

@@ -1,0 +1,250 @@
+"""Every kernel of an ONNX graph against onnx's reference evaluator, on the graph's own constants.
+
+The graph is walked on random inputs; at each node the kernel and the evaluator get the same
+operands, so that no error adds up. A node whose operands make no sense to the evaluator (random
+numbers that ought to be indices) is not tested, and neither is what hangs on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..ir.errors import TargetError
+from ..ir.graph import Graph, Op, Value, const_values
+from ..ir.interp import WeightSource, evaluate, fold
+from ..ir.numerics import NUMPY_DTYPES, Array
+from ..ir.opdef import Data
+from ..ir.ops import lookup
+from ..ir.types import UNRANKED, Plain, TensorType
+from ..runtime.artifact import SelfTest
+from .kernels import BY_NAME, LINEAR_OPS
+from .kernels_net import BUCKETS, FEW, MANY
+from .net_plan import CONTROL, NetPlan
+from .net_session import NetSession
+from .onnx_oracle import evaluate_onnx
+from .tolerance import tolerance
+
+SECONDS = 20.0
+"""Of evaluator time; what is left then is not tested."""
+RELATIVE = {"f64": 1e-6, "f32": 1e-4, "f16": 4e-3, "bf16": 3e-2}
+"""Error allowed of each dtype, of the largest result: two orders of one sum differ by less."""
+_ROUNDED = ("quantize_linear", "qlinear", "cast")  # results that may fall on either side of a tie
+_RANDOM = ("random", "bernoulli", "multinomial")
+_UNKNOWN_EXTENT = 3
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The test under way: what was found, which signatures are done, and the time left."""
+
+    plan: NetPlan
+    graphs: tuple[Graph, ...]
+    session: NetSession
+    weights: WeightSource
+    random: np.random.Generator
+    tests: list[SelfTest] = field(default_factory=list[SelfTest])
+    done: set[str] = field(default_factory=set[str])
+    spent: float = 0.0
+
+
+def net_selftest(
+    plan: NetPlan, graphs: tuple[Graph, ...], session: NetSession, weights: WeightSource
+) -> tuple[SelfTest, ...]:
+    """One result for each distinct op and operand types. TargetError: a kernel is wrong here."""
+    walk = _Walk(plan, graphs, session, weights, np.random.default_rng(0))
+    args = [_random(v.type, walk.random) for v in graphs[0].args]
+    _program(walk, 0, args)
+    return tuple(walk.tests)
+
+
+def _random(type_: TensorType, random: np.random.Generator) -> Array | None:
+    """Values that many operators accept: normal numbers, 0 and 1 for integers."""
+    if not isinstance(type_.enc, Plain):
+        return None
+    shape = (2, 3) if type_.shape == UNRANKED else type_.shape
+    extents = tuple(d if isinstance(d, int) else _UNKNOWN_EXTENT for d in shape)
+    if int(np.prod(extents, dtype=np.float64)) > 1 << 24:
+        return None
+    dtype = NUMPY_DTYPES[type_.enc.dtype]
+    if dtype.kind in "iub" or type_.enc.dtype in ("i4", "u4", "i2", "u2"):
+        return random.integers(0, 2, extents).astype(dtype)
+    return random.standard_normal(extents).astype(dtype)
+
+
+def _program(walk: _Walk, index: int, args: Sequence[Array | None]) -> None:
+    """Tests the nodes of one program on these arguments, and of the bodies it hands values to."""
+    graph, program = walk.graphs[index], walk.plan.programs[index]
+    const = const_values(graph)
+    values: dict[Value, Array | None] = dict(zip(graph.args, args, strict=True))
+    absent = {v for op in graph.ops if op.name == "absent" for v in op.outs}
+    for number, op in enumerate(program.ops):
+        if walk.spent > SECONDS:
+            return
+        constants = {v: fold([v], graph, walk.weights)[0] for v in op.args if v in const}
+        given = [None if v in const or v in absent else values.get(v) for v in op.args]
+        missing = [
+            v for v in op.args if v not in const and v not in absent and values.get(v) is None
+        ]
+        if missing:
+            continue
+        results = _node(walk, index, number, op, constants, given)
+        values.update(zip(op.outs, results or (), strict=False))
+        for body in program.nodes[number].programs:
+            _body(walk, op, body, given, constants)
+
+
+def _body(
+    walk: _Walk, op: Op, body: int, given: Sequence[Array | None], constants: Mapping[Value, Data]
+) -> None:
+    """One turn of a body, on what the node hands it."""
+    operands = [
+        constants.get(v) if v in constants else g for v, g in zip(op.args, given, strict=True)
+    ]
+    plain = [o if isinstance(o, np.ndarray) else None for o in operands]
+    if op.name == "onnx_if":
+        name = walk.graphs[body].name
+        branch = "then" if op.get("then", "") == name else "else"
+        args = [plain[i] for i in op.ints(f"{branch}_captures")]
+    elif op.name == "onnx_loop":
+        args = [np.int64(0).reshape(()), np.bool_(True).reshape(()), *plain[2:]]
+    else:
+        states, axes = op.get("states", 0), op.ints("scan_input_axes")
+        slices = [
+            None if p is None or not p.shape[axis] else np.take(p, 0, axis)
+            for p, axis in zip(plain[states : states + len(axes)], axes, strict=True)
+        ]
+        args = [*plain[:states], *slices, *plain[states + len(axes) :]]
+    _program(walk, body, [None if a is None else np.asarray(a) for a in args])
+
+
+def _node(
+    walk: _Walk,
+    program: int,
+    number: int,
+    op: Op,
+    constants: Mapping[Value, Data],
+    given: Sequence[Array | None],
+) -> list[Array] | None:
+    """The results of a node, tested where its like was not yet; None where there are none."""
+    signature = _signature(op, given)
+    is_known = signature in walk.done or op.name in CONTROL
+    expected: list[Array] | None = None
+    if not is_known and not any(word in op.name for word in _RANDOM):
+        start = time.perf_counter()
+        expected = _expected(op, constants, given)
+        walk.spent += time.perf_counter() - start
+        if expected is None:
+            return None
+    try:
+        found = walk.session.launch(program, number, given, len(op.outs))
+    except RuntimeError as error:
+        if expected is None:
+            return None
+        raise TargetError(f"{error}; its like runs in onnx's reference evaluator") from error
+    if expected is not None:
+        operands = [constants.get(v, g) for v, g in zip(op.args, given, strict=True)]
+        walk.tests.append(_compare(op, found, expected, operands, walk.session.isa))
+        walk.done.add(signature)
+    return found
+
+
+def _signature(op: Op, given: Sequence[Array | None]) -> str:
+    attrs = {k: v for k, v in op.attrs.items() if k not in ("kernels", "launch", "frees")}
+    types = [str(v.type) for v in op.args]
+    shapes = [None if g is None else g.shape for g in given]
+    return f"{op.name} {sorted(attrs.items())} {types} {shapes}"
+
+
+def _expected(
+    op: Op, constants: Mapping[Value, Data], given: Sequence[Array | None]
+) -> list[Array] | None:
+    operands = [constants.get(v, g) for v, g in zip(op.args, given, strict=True)]
+    if op.name in LINEAR_OPS:
+        return [_linear(op, operands)]
+    try:
+        plain = [o if isinstance(o, np.ndarray) else None for o in operands]
+        return evaluate_onnx(op, plain)
+    except Exception:  # the evaluator's ways to say that operands make no sense are many
+        return None
+
+
+def _rows(operands: Sequence[Data | None]) -> list[Data]:
+    """The operands of a linear, x as a matrix."""
+    x = operands[0]
+    assert isinstance(x, np.ndarray)
+    return [x.reshape(-1, x.shape[-1]), *(o for o in operands[1:] if o is not None)]
+
+
+def _linear(op: Op, operands: Sequence[Data | None]) -> Array:
+    """By the IR's own interpreter, on rows."""
+    y = evaluate(op, _rows(operands))[0]
+    assert isinstance(y, np.ndarray)
+    x = operands[0]
+    assert isinstance(x, np.ndarray)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _compare(
+    op: Op,
+    found: Sequence[Array],
+    expected: Sequence[Array],
+    operands: Sequence[Data | None],
+    isa: str,
+) -> SelfTest:
+    """Raises TargetError where shape, dtype or values differ."""
+    where = f"{op.loc or op.out} ({lookup(op).onnx or op.name})"
+    kernel, worst, allowed = op.strs("kernels")[-1], 0.0, 0.0
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise TargetError(
+                f"{where}: result {i} is {ours.dtype} {list(ours.shape)} by the kernel, expected "
+                f"{theirs.dtype} {list(theirs.shape)}; this is our bug"
+            )
+        if op.name in LINEAR_OPS:
+            kernel, error, limit = _linear_error(op, ours, theirs, operands, isa)
+        else:
+            error, limit = _error(op, ours, theirs)
+        if not error <= limit:
+            raise TargetError(
+                f"{where}: result {i} is off by {error:.3g}, allowed {limit:.3g}; "
+                f"kernel {kernel} is wrong on this machine"
+            )
+        worst, allowed = max(worst, error), max(allowed, limit)
+    return SelfTest(op.loc or str(op.out), kernel, BUCKETS[-1], worst, allowed)
+
+
+def _linear_error(
+    op: Op, ours: Array, theirs: Array, operands: Sequence[Data | None], isa: str
+) -> tuple[str, float, float]:
+    """The kernel that ran, and its error and bound where they are closest (tolerance.py)."""
+    rows = _rows(operands)
+    count = np.asarray(rows[0]).shape[0]
+    kernel = BY_NAME[op.strs("kernels")[BUCKETS.index(FEW if count <= FEW else MANY)]]
+    want = theirs.reshape(count, -1)
+    bound = np.broadcast_to(tolerance(op, rows, (want,), kernel.precision(isa))[0], want.shape)
+    difference = np.abs(ours.reshape(want.shape).astype(np.float64) - want)
+    if not difference.size:
+        return kernel.name, 0.0, 0.0
+    at = np.unravel_index(np.argmax(difference / bound), want.shape)
+    return kernel.name, float(difference[at]), float(bound[at])
+
+
+def _error(op: Op, ours: Array, theirs: Array) -> tuple[float, float]:
+    """The largest difference, and what is allowed. Equal infinities and NaNs are no difference."""
+    name = next((d for d, t in NUMPY_DTYPES.items() if t == ours.dtype), "")
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0, 0.0
+    with np.errstate(invalid="ignore"):
+        differences = np.abs(a - b)[~same]
+    error = float(np.max(np.where(np.isnan(differences), np.inf, differences)))
+    finite = np.abs(b[np.isfinite(b)])
+    largest = float(finite.max()) if finite.size else 0.0
+    if name in RELATIVE:
+        return error, RELATIVE[name] * max(largest, 1e-30)
+    return error, 1.0 if any(word in op.name for word in _ROUNDED) else 0.0

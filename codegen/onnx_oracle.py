@@ -1,0 +1,84 @@
+"""What ONNX operators mean: onnx's reference evaluator on one op of the IR at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from ..ir.graph import Attr, Op
+from ..ir.numerics import NUMPY_DTYPES, Array
+from ..ir.ops import lookup
+from ..ir.types import Plain
+
+OURS = ("kernels", "launch", "frees")
+"""Attributes that phases put on ops."""
+TENSOR_ATTRIBUTES = {"onnx_constant_of_shape": "value"}
+"""Operators whose last operand ONNX writes as an attribute."""
+NUMBERS: dict[str, int] = {
+    "f32": 1, "u8": 2, "i8": 3, "u16": 4, "i16": 5, "i32": 6, "i64": 7, "bool": 9, "f16": 10,
+    "f64": 11, "u32": 12, "u64": 13, "bf16": 16, "f8e4m3": 17, "f8e4m3fnuz": 18, "f8e5m2": 19,
+    "f8e5m2fnuz": 20, "u4": 21, "i4": 22, "f4e2m1": 23, "f8e8m0": 24, "u2": 25, "i2": 26,
+}  # fmt: skip
+"""onnx.TensorProto.DataType of each dtype."""
+
+
+def evaluate_onnx(op: Op, operands: Sequence[Array | None]) -> list[Array]:
+    """The results of one op, None for an operand that is absent.
+
+    Raises whatever the evaluator raises where these operands are not what the op takes.
+    """
+    attrs = {k: _attr(v) for k, v in op.attrs.items() if k not in OURS}
+    tensors = list(operands)
+    if (name := TENSOR_ATTRIBUTES.get(op.name)) and len(tensors) > 1:
+        attrs[name] = onnx.numpy_helper.from_array(cast(Any, tensors.pop()), name)
+    names = [f"i{i}" if t is not None else "" for i, t in enumerate(tensors)]
+    outs = [f"o{i}" for i in range(len(op.outs))]
+    node = helper.make_node(lookup(op).onnx, names, outs, **attrs)
+    given = {n: t for n, t in zip(names, tensors, strict=True) if t is not None}
+    inputs = [_info(n, t) for n, t in given.items()]
+    results = [helper.make_tensor_value_info(n, _number(op, i), None) for i, n in enumerate(outs)]
+    graph = helper.make_graph([node], "one", inputs, results)
+    opsets = [helper.make_opsetid("", onnx.defs.onnx_opset_version()),
+              helper.make_opsetid("ai.onnx.ml", 5)]  # fmt: skip
+    if lookup(op).onnx in _ML:
+        node.domain = "ai.onnx.ml"
+    model = helper.make_model(graph, opset_imports=opsets)
+    with np.errstate(all="ignore"):
+        evaluator: Any = ReferenceEvaluator(model)
+        found: list[Any] = evaluator.run(None, given)
+    return [
+        np.asarray(f).astype(_dtype(op, i), copy=False) if _is_plain(op, i) else np.asarray(f)
+        for i, f in enumerate(found)
+    ]
+
+
+_ML = ("ArrayFeatureExtractor", "Binarizer", "LabelEncoder", "TreeEnsemble")
+
+
+def _attr(value: Attr) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _info(name: str, tensor: Array) -> onnx.ValueInfoProto:
+    number = next(n for d, n in NUMBERS.items() if NUMPY_DTYPES[d] == tensor.dtype)
+    return helper.make_tensor_value_info(name, number, tensor.shape)
+
+
+def _is_plain(op: Op, i: int) -> bool:
+    return isinstance(op.outs[i].type.enc, Plain)
+
+
+def _dtype(op: Op, i: int) -> np.dtype[Any]:
+    enc = op.outs[i].type.enc
+    assert isinstance(enc, Plain)
+    return NUMPY_DTYPES[enc.dtype]
+
+
+def _number(op: Op, i: int) -> int:
+    enc = op.outs[i].type.enc
+    return NUMBERS[enc.dtype] if isinstance(enc, Plain) else 1

@@ -1,0 +1,81 @@
+"""onnx's own backend node cases, compiled for the cpu and compared: values, shapes and dtypes."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import halfbyte
+from halfbyte.ir.errors import HalfbyteError
+
+PASSED, REFUSED, WRONG, FAILED = "passed", "refused", "wrong", "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: passed; refused (ModelError at compile time, with its words); wrong
+    (other values, and no error); failed (an error at run time, or one that is our bug)."""
+
+    name: str
+    kind: str
+    words: str = ""
+
+
+@functools.cache
+def cases() -> dict[str, Any]:
+    """Every node case of the installed onnx, by name."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {case.name: case for case in collect_testcases(None)}
+
+
+def run_case(name: str, folder: Path) -> Outcome:
+    """Compile the case's model into `folder`, run its data sets, compare."""
+    case = cases()[name]
+    path, out = folder / f"{name}.onnx", folder / f"{name}.hb"
+    path.write_bytes(case.model.SerializeToString())
+    try:
+        halfbyte.compile(path, out)
+    except halfbyte.ModelError as error:
+        return Outcome(name, REFUSED, str(error))
+    except (HalfbyteError, Exception) as error:
+        return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
+    try:
+        return _run(name, case, out)
+    except Exception as error:
+        return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
+
+
+def _run(name: str, case: Any, out: Path) -> Outcome:
+    stored = {t.name for t in case.model.graph.initializer}
+    ports = [v.name for v in case.model.graph.input if v.name not in stored]
+    with halfbyte.load(out, threads=2) as net:
+        for inputs, expected in case.data_sets:
+            given = {n: np.asarray(x) for n, x in zip(ports, inputs, strict=False)}
+            found = list(net.run(given).values())
+            why = difference(found, expected, case.rtol, case.atol)
+            if why:
+                return Outcome(name, WRONG, why)
+    return Outcome(name, PASSED)
+
+
+def difference(found: Sequence[Any], expected: Sequence[Any], rtol: float, atol: float) -> str:
+    """Where the results differ, "" where they do not. NaN equals NaN."""
+    if len(found) != len(expected):
+        return f"{len(found)} results, expected {len(expected)}"
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        theirs = np.asarray(theirs)
+        if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+            return f"result {i}: {ours.dtype} {ours.shape}, expected {theirs.dtype} {theirs.shape}"
+        a, b = ours.astype(np.float64), theirs.astype(np.float64)
+        if not np.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True):
+            return f"result {i}: off by {np.nanmax(np.abs(a - b)):.4g} (rtol {rtol}, atol {atol})"
+    return ""
