@@ -145,11 +145,13 @@ def _manifest_bytes(folder: Path) -> bytes:
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
             raise ModelError(f"{path}: missing or no plain file; {folder} is not an artifact")
         with path.open("rb") as file:
-            text = file.read(_LARGEST_MANIFEST + 1)
+            size = os.fstat(file.fileno()).st_size
+            # Asked for more than the file has, read() would first allocate all of it.
+            text = file.read(min(size, _LARGEST_MANIFEST))
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot read: {error}; {folder} is not an artifact") from error
-    if len(text) > _LARGEST_MANIFEST:
-        raise refuse(str(path), "too large", f"at most {_LARGEST_MANIFEST} bytes", len(text))
+    if size > _LARGEST_MANIFEST:
+        raise refuse(str(path), "too large", f"at most {_LARGEST_MANIFEST} bytes", size)
     return text
 
 

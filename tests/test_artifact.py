@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +50,15 @@ def keys_of(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(cast(dict[str, Any], value))
     return list(range(len(cast(list[Any], value)))) if isinstance(value, list) else []
+
+
+def test_opening_takes_little_memory(artifact: Artifact) -> None:
+    tracemalloc.start()
+    try:
+        Artifact.open(artifact.folder)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_reads_back_equal(artifact: Artifact) -> None:
