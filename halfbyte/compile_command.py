@@ -99,7 +99,7 @@ def _roofline(floor: Floor) -> str:
     reads = f"a decode step reads {_mib(floor.bytes_per_token)}"
     if not floor.gigabytes:
         return reads
-    speed = f"{floor.gigabytes:.1f} GB/s read here just now, at most"
+    speed = f"{floor.gigabytes:.1f} GB/s read here just now, about"
     return f"{reads}: at the {speed} {floor.tokens_per_second:.0f} tok/s"
 
 
