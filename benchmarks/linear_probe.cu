@@ -35,10 +35,12 @@ hb::Ref at(const void* p) { return {hb::WEIGHTS, static_cast<int64_t>(reinterpre
 
 // out[m, n] (bf16, or f32 added to itself where `residual`) = P(x) W^T. Returns a cudaError_t.
 HB_EXPORT int probe_linear(int gemm, const void* codes, const void* scales, const void* x,
-                           const void* gamma, void* out, void* workspace, int m, int n, int k,
-                           int prologue, int residual, int sms, CUstream_st* stream) {
+                           const void* gamma, void* out, void* workspace,
+                           int64_t workspace_bytes, int m, int n, int k, int prologue, int residual,
+                           int sms, CUstream_st* stream) {
   hb::Step step = {};
   step.workspace = static_cast<uint8_t*>(workspace);
+  step.workspace_bytes = workspace_bytes;
   step.bucket_tokens = m;
   step.sms = sms;
   hb::Nvfp4LinearArgs args = {};

@@ -26,7 +26,9 @@ COUNTER_BYTES = 65536  # kCounterBytes of hb_cuda.h
 DECODE_ROWS = 32
 """Most rows that the kernels of a decode step take: tokens of as many sequences."""
 
+GEMV_ROWS = 16  # kMaxTokens of nvfp4_gemv.cu
 DENSE_GEMV_ROWS = 8  # kTokens of dense_gemv.cu
+_TILE_TOKENS = (16, 32, 64, 128, 192, 256)  # kTiles of nvfp4_gemm.cu
 
 HEAD_DIMS = (16, 32, 48, 64, 96, 128, 256)
 """Head dimensions that the attention templates are instantiated for."""
@@ -51,6 +53,12 @@ def _prepared_rows(op: Op, tokens: int) -> Workspace:
     _, k = shape_of_linear(op)
     scratch = 0 if op.get("prologue", "none") == "none" else tokens * k * 2
     return Workspace(COUNTER_BYTES + scratch)
+
+
+def _split_tiles(op: Op, tokens: int) -> Workspace:
+    """And the sums of two tiles of nvfp4_gemm.cu for each multiprocessor."""
+    columns = next((c for c in _TILE_TOKENS if tokens <= c), _TILE_TOKENS[-1])
+    return Workspace(ceil_to(_prepared_rows(op, tokens).shared, 256) + 2 * MOST_SMS * columns * 512)
 
 
 def _attention_decode(op: Op, tokens: int) -> Workspace:
@@ -125,7 +133,7 @@ def attention(shared_bytes: int) -> tuple[Kernel, Kernel]:
 
 
 _MANY = LinearRule("nvfp4", WGMMA, epilogue_scale=False, x="bf16")
-_FEW = replace(_MANY, rows=DECODE_ROWS)
+_FEW = replace(_MANY, rows=GEMV_ROWS)
 _DENSE = LinearRule("bf16", LINEAR, epilogue_scale=False, x="bf16", k_multiple=8)
 _FEW_DENSE = replace(_DENSE, rows=DENSE_GEMV_ROWS)
 _ANY = ("f32", "bf16")
@@ -133,7 +141,7 @@ _F32 = "f32 arithmetic"
 
 KERNELS: tuple[Kernel, ...] = (
     linear("nvfp4_gemv", args.NVFP4_LINEAR, _FEW),
-    linear("nvfp4_gemm", args.NVFP4_LINEAR, _MANY, HOPPER),
+    linear("nvfp4_gemm", args.NVFP4_LINEAR, _MANY, HOPPER, _split_tiles),
     dense_gemv(HOPPER_SHARED),
     linear("dense_gemm_bf16", args.LINEAR, _DENSE),
     _plain("embed_bf16", args.EMBED, EmbedRule("bf16", LINEAR), "a copy to f32", serves=("embed",)),
