@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from .driver import CompileReport, Options, compile_model
+from .ir.errors import ModelError
 from .roofline import Floor
 
-_HELP = "compile a model (SafeTensors folder or GGUF file) into an artifact"
+_HELP = "compile a model (SafeTensors folder, GGUF file) or an ONNX graph into an artifact"
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Registers `compile` with argparse's subparsers."""
     parser: argparse.ArgumentParser
     parser = subparsers.add_parser("compile", help=_HELP, description=_HELP)
-    parser.add_argument("model", type=Path, help="folder with config.json, or a .gguf file")
+    parser.add_argument("model", type=Path, help="folder with config.json, a .gguf or an .onnx "
+                        "file")  # fmt: skip
     parser.add_argument("-o", "--out", type=Path, metavar="OUT.hb", help="the artifact to write")
     parser.add_argument("--target", default="cpu", metavar="NAME[,NAME]", help="cpu (the default), "
                         "sm_120a, sm_120f, sm_90a; several with commas between")  # fmt: skip
@@ -30,6 +32,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
                         "(default 4096, or what the model was made for if less)")  # fmt: skip
     parser.add_argument("--allow-fallback", action="append", default=[], metavar="NAME",
                         help="permit a slow kernel by name")  # fmt: skip
+    parser.add_argument(
+        "--dim",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="bind an extent of an ONNX graph, a symbol or INPUT.AXIS",
+    )
     _add_phase_options(parser)
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
@@ -61,12 +70,20 @@ def options_of(args: argparse.Namespace) -> Options:
         recipe=args.recipe,
         context=args.context,
         allow_fallback=frozenset(args.allow_fallback),
+        dims=tuple(map(_dim, args.dim)),
         dump=args.dump,
         compile_to=args.compile_to,
         start_from=start,
         progress=_silent if args.quiet else _to_stderr,
         print_ir=_to_stderr if args.print_ir_after_all else None,
     )
+
+
+def _dim(word: str) -> tuple[str, int]:
+    name, _, number = word.rpartition("=")
+    if not name or not number.isdigit():
+        raise ModelError(f"--dim {word}: expected NAME=N, a symbol and a number")
+    return name, int(number)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -113,6 +130,8 @@ def summary(report: CompileReport) -> list[str]:
 def _target(report: CompileReport, named: bool) -> list[str]:
     kinds = ", ".join(f"{count} x {name}" for name, count in report.kernels.items())
     formats = ", ".join(f"{name} {_mib(n)}" for name, n in report.bytes_by_format.items())
+    if report.is_net:
+        return [f"{name:10} {text}" for name, text in _net(report, kinds, formats)]
     rows = [
         *([("target", report.target)] if named else []),
         ("launches", f"{report.launches} per step, buckets {list(report.buckets)}"),
@@ -127,3 +146,14 @@ def _target(report: CompileReport, named: bool) -> list[str]:
         ("roofline", _roofline(report.floor)),
     ]  # fmt: skip
     return [f"{name:10} {text}" for name, text in rows]
+
+
+def _net(report: CompileReport, kinds: str, formats: str) -> list[tuple[str, str]]:
+    """The summary of an ONNX graph."""
+    return [
+        ("launches", str(report.launches)),
+        ("kernels", kinds),
+        ("weights", formats or "none"),
+        ("self-test", f"{report.selftests} kernels against onnx's reference evaluator, worst "
+                      f"{report.worst_selftest:.0%} of the tolerance"),
+    ]  # fmt: skip

@@ -12,6 +12,7 @@ from .dumps import Dumps, PhaseLine
 from .ir.graph import Graph, Value
 from .ir.text import to_text
 from .passes.context import Context
+from .passes.onnx_lifetimes import is_onnx
 from .passes.p35_select_kernels import launched
 from .passes.p40_memory_plan import ARENA, STATE, WEIGHTS, space_bytes
 from .roofline import Floor, read_bandwidth
@@ -22,7 +23,8 @@ from .runtime.artifact import Artifact
 class CompileReport:
     """Facts of a finished (or, with compile_to, stopped) compilation. Sizes in bytes.
 
-    `artifact` is None where no artifact was asked for; `text` is the last IR. `others`: the same of
+    `artifact` is None where no artifact was asked for; `text` is the last IR. `is_net`: of an
+    ONNX graph. `others`: the same of
     further targets.
     """
 
@@ -44,6 +46,7 @@ class CompileReport:
     worst_selftest: float
     floor: Floor
     text: str
+    is_net: bool = False
     others: tuple[CompileReport, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -70,6 +73,7 @@ def report_of(
     tests = facts.selftest if facts else ()
     parts = artifact.manifest.parts.values() if artifact else ()
     slow = {k.name for k in context.kernels if k.fallback}
+    is_net = is_onnx(graph)  # a run of it is no step of a decoder
     is_here = "cpu" in context.target.features  # a device's memory is not this machine's
     return CompileReport(
         target=context.target.name,
@@ -88,8 +92,11 @@ def report_of(
         context=artifact.manifest.model.context if artifact else 0,
         selftests=len(tests),
         worst_selftest=max((t.max_abs / t.tolerance for t in tests if t.tolerance), default=0.0),
-        floor=Floor(_bytes_per_token(graph), _bandwidth() if artifact and is_here else 0.0),
+        floor=Floor(
+            _bytes_per_token(graph), _bandwidth() if artifact and is_here and not is_net else 0.0
+        ),
         text=to_text(graph),
+        is_net=is_net,
     )
 
 

@@ -28,6 +28,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     what.add_argument("--interactive", action="store_true", help=f"chat; {_COMMANDS}")
     what.add_argument("--ids", type=_ids, metavar="1,2,3", help="continue these token ids")
     what.add_argument("--perplexity", metavar="FILE", help="score a text (- is stdin)")
+    what.add_argument("--input", action="append", metavar="NAME=FILE.npy", help="an input of an "
+                      "ONNX graph; once for each")  # fmt: skip
+    parser.add_argument("--output", action="append", default=[], metavar="FILE.npy",
+                        help="with --input: the outputs in their order, or NAME=FILE.npy; without "
+                        "it their shapes are told")  # fmt: skip
     parser.add_argument("--logits", metavar="OUT.npy", help="with --ids: write the logits after "
                         "each token, float32 [tokens, vocab], and generate nothing")  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
@@ -56,6 +61,10 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command. Raises ModelError or TargetError; returns the exit status."""
     if args.logits and args.ids is None:
         raise ModelError("--logits: needs token ids; add --ids 1,2,3")
+    if args.input or args.output:
+        from .run_onnx import run_arrays
+
+        return run_arrays(args)
     with load(
         args.artifact,
         device=args.device,

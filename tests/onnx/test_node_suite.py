@@ -14,7 +14,9 @@ import pytest
 
 pytest.importorskip("onnx")
 
-_spec = importlib.util.spec_from_file_location("node_cases", Path(__file__).parent / "node_cases.py")
+_spec = importlib.util.spec_from_file_location(
+    "node_cases", Path(__file__).parent / "node_cases.py"
+)
 assert _spec is not None and _spec.loader is not None
 node_cases = sys.modules.setdefault("node_cases", importlib.util.module_from_spec(_spec))
 _spec.loader.exec_module(node_cases)
