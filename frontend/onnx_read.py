@@ -16,7 +16,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
 from ..ir.errors import ModelError
-from .onnx_model import NEWEST, SHOWN, Model, Patch, operand
+from .onnx_model import NEWEST, SHOWN, Model, Patch, operand, subgraphs
 from .onnx_spelling import spell
 from .onnx_tensors import constant_of
 from .tensor_info import Array
@@ -140,6 +140,9 @@ class Reader:
         """The body of an operator that ONNX defines by a function; makes `node`'s own outputs."""
         empty = Scope(ChainMap(), {}, {})
         results = dict(zip(function.output, node.output, strict=False))
+        if any(True for _ in subgraphs(node)):  # such a body holds nodes of the operator's graph,
+            known = self.model.names.taken  # which read what they read before
+            empty = replace(empty, values=ChainMap({name: name for name in known}))
         inner = self._enter(node, function, empty)
         inner = replace(inner, results=results, opsets={"": NEWEST, **inner.opsets})
         made = self.nodes(function.node, inner)
@@ -157,7 +160,8 @@ class Reader:
             raise self.model.fail(node, "gives more operands than its function has", AGAIN)
         values = {formal: operand(node, i) for i, formal in enumerate(function.input)}
         given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
-        return Scope(ChainMap(values), opsets_of(function), given, scope.depth + 1)
+        outside = scope.values.maps if scope.depth == 0 and not scope.opsets else []
+        return Scope(ChainMap(values, *outside), opsets_of(function), given, scope.depth + 1)
 
     def _bind_attributes(self, node: NodeProto, scope: Scope) -> None:
         """Attributes that a function hands on are those of its call, or left out."""

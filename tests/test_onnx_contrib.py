@@ -67,7 +67,7 @@ def test_simplified_norms_are_rms(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         y, h / np.sqrt((h * h).mean(-1, keepdims=True) + 1e-5) * g, rtol=1e-4
     )
-    assert names(found) == ["onnx_add", "onnx_rmsnormalization"]
+    assert names(found) == ["onnx_add", "onnx_rms_normalization"]
 
 
 def test_gelus_of_onnxruntime(tmp_path: Path) -> None:

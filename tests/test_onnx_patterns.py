@@ -195,7 +195,7 @@ def test_norms(tmp_path: Path, centred: bool, squared: str, divided: str, scale:
              "g": normal(8), "b": normal(8)}  # fmt: skip
     proto = model(_norm(centred, squared, divided, scale, centred), X, ["y"], given)
     found = agrees(proto, tmp_path, {"x": normal(2, 3, 8)}, rtol=1e-4)
-    kind = "onnx_layernormalization" if centred else "onnx_rmsnormalization"
+    kind = "onnx_layer_normalization" if centred else "onnx_rms_normalization"
     assert names(found) == [kind, "onnx_neg"]
 
 
