@@ -28,6 +28,8 @@ def _mat_mul(op: Op, view: View, known: Known) -> Answer:
         return None
     if len(found.shape) != 2:
         return f"its weight has {len(found.shape)} dimensions, expected a matrix"
+    if found.shape[0] == 1:
+        return "an outer product, of one input"
     if why := _unfit(x):
         return why
     weight_op, weight = _rows(w, view, known)

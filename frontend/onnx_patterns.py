@@ -12,6 +12,7 @@ from .onnx_match import Known
 from .onnx_model import Model
 from .onnx_norms import norm_rules
 from .onnx_nvfp4 import nvfp4_rules
+from .onnx_rotary import rotary_rules
 
 
 def recognise(graphs: tuple[Graph, ...], model: Model) -> tuple[Graph, ...]:
@@ -22,7 +23,7 @@ def recognise(graphs: tuple[Graph, ...], model: Model) -> tuple[Graph, ...]:
     known = Known(model)
     rules: list[Rule] = [
         *nvfp4_rules(known), *norm_rules(known), *activation_rules(known), *attention_rules(known),
-        *linear_rules(known),
+        *rotary_rules(known), *linear_rules(known),
     ]  # fmt: skip
     done: list[Graph] = []
     for graph in graphs:
