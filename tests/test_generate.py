@@ -407,5 +407,10 @@ def test_bench(cli: Callable[..., int], capsys: Captured) -> None:
     assert cli("bench", "-p", "0", "-n", "4", "-r", "1", "-o", "json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["test"] == "tg4" and row["tokens_per_second"] > 0
+    assert cli("bench", "-p", "0,8,16", "-n", "4", "-d", "3", "-r", "1", "-o", "json") == 0
+    tests = [row["test"] for row in json.loads(capsys.readouterr().out)]
+    assert tests == ["pp8", "pp16", "tg4 @ d3"]
     with pytest.raises(ModelError, match="at most 64"):
         cli("bench", "-p", "65")
+    with pytest.raises(ModelError, match="-b over 1 needs a device"):
+        cli("bench", "-b", "1,8")
