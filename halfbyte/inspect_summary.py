@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .inspect_format import count, size, table, wrapped
 from .inspect_source import Source
-from .runtime.manifest import ModelFacts, SelfTest, TargetFacts
+from .runtime.manifest import ModelFacts, NetFacts, PortFacts, SelfTest, TargetFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Summary:
     workspace: int
     state: int
     generation: dict[str, object]
+    net: NetFacts | None
 
 
 def summary(source: Source) -> Summary:
@@ -68,6 +69,7 @@ def summary(source: Source) -> Summary:
         workspace=t.arena.workspace,
         state=t.arena.state,
         generation=dict(m.generation),
+        net=m.net,
     )
 
 
@@ -93,25 +95,58 @@ def summary_text(s: Summary) -> list[str]:
         if s.worst else ""
     )  # fmt: skip
     rows = [
-        ("model", f"{m.name}: {m.family}, {_millions(m.parameters)} parameters{kind}"),
-        ("vocabulary", f"{m.vocab:,} tokens, context {m.context:,}"),
+        *_model(s, kind),
         ("made from", ", ".join(f"{name} ({h[:12]})" for name, h in m.sources.items()) or "?"),
         ("made by", f"{s.producer}, {s.created}"),
         ("target", _targets(s)),
         ("artifact", f"{s.path}, {size(s.bytes)}"),
         ("weights", ", ".join(f"{name} {size(n)}" for name, n in s.weights.items())),
-        ("memory", f"arena {size(s.arena_per_token)} a token, workspace {size(s.workspace)}, "
-                   f"KV cache {size(s.state)}"),
-        ("buckets", f"{', '.join(map(str, s.buckets))} tokens; {s.launches} launches a step"),
-        *((name, _counted(kernels)) for name, kernels in s.kernels.items()),
+        *_step(s),
+        *((_when(name, s), _counted(kernels)) for name, kernels in s.kernels.items()),
         ("fallbacks", str(s.fallbacks)),
         ("phases", f"{len(s.phases)}, {len(s.changed)} of them changed the graph; "
                    f"{s.compile_ms / 1e3:.1f} s"),
-        ("self-test", f"{count(s.selftests, 'case')} against the interpreter{worst}"),
+        ("self-test", f"{count(s.selftests, 'case')} against "
+                      f"{'onnx' if s.net else 'the interpreter'}{worst}"),
         ("generation", json.dumps(s.generation) if s.generation else "no defaults given"),
     ]  # fmt: skip
     lines = [line for name, text in rows for line in wrapped(text or "-", f"{name:11} ")]
     return [*lines, "", *_next(s.path)]
+
+
+def _model(s: Summary, kind: str) -> list[tuple[str, str]]:
+    """What it is, and what it takes and gives."""
+    m = s.model
+    if s.net is None:
+        return [
+            ("model", f"{m.name}: {m.family}, {_millions(m.parameters)} parameters{kind}"),
+            ("vocabulary", f"{m.vocab:,} tokens, context {m.context:,}"),
+        ]
+    return [
+        ("model", f"{m.name}: ONNX, opset {s.net.opset}{kind}"),
+        ("inputs", ", ".join(map(_port, s.net.inputs))),
+        ("outputs", ", ".join(map(_port, s.net.outputs))),
+    ]
+
+
+def _when(name: str, s: Summary) -> str:
+    """What the smallest and the largest bucket stand for: of a graph, rows of its linears."""
+    return {"decode": "one row", "prefill": "many rows"}[name] if s.net else name
+
+
+def _port(port: PortFacts) -> str:
+    dims = "of any rank" if port.dims is None else f"[{', '.join(port.dims)}]"
+    return f"{port.name} {port.dtype} {dims}"
+
+
+def _step(s: Summary) -> list[tuple[str, str]]:
+    if s.net is not None:
+        return [("memory", "shapes are facts of a run, which uses the memory of the one before")]
+    return [
+        ("memory", f"arena {size(s.arena_per_token)} a token, workspace {size(s.workspace)}, "
+                   f"KV cache {size(s.state)}"),
+        ("buckets", f"{', '.join(map(str, s.buckets))} tokens; {s.launches} launches a step"),
+    ]  # fmt: skip
 
 
 def _targets(s: Summary) -> str:

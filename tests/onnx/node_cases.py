@@ -15,6 +15,7 @@ import halfbyte
 from halfbyte.ir.errors import HalfbyteError
 
 PASSED, REFUSED, WRONG, FAILED = "passed", "refused", "wrong", "failed"
+KINDS = (PASSED, REFUSED, WRONG, FAILED)
 
 
 @dataclass(frozen=True)
