@@ -42,6 +42,7 @@ from halfbyte.runtime.cuda_session import CudaSession
 from halfbyte.runtime.devices import read_device
 from halfbyte.runtime.session import load_native
 from halfbyte.runtime.target_weights import TargetWeights
+from tests.graphs import Shape, decoder
 from tests.test_oracle import TINY, cosines
 
 pytestmark = pytest.mark.gpu
@@ -332,3 +333,22 @@ def test_the_twin_is_what_decides(
     found, exact, allowed = multiplied(twin, 0, 8, 96, 96, False)
     assert (np.abs(found - exact) <= allowed).all()
     assert not (np.abs(found[:, ::-1] - exact) <= allowed).all()
+
+
+def test_many_rows_are_streamed(toolchain: CudaCompiler, tmp_path: Path) -> None:
+    """Rows of x that do not fit beside a GEMV's rings come with its weights: K = 4096, 8 tokens."""
+    made = decoder(Shape(hidden=4096, inner=4096, heads=32, kv_heads=8, head_dim=128, layers=1))
+    context = Context(HOME, declarations(HOME.name), made.data.__getitem__)
+    graph = pipeline.run(made.graph, context)
+    library = compile_library(graph, HOME, toolchain, ffi_options(cache_folder()))
+    facts = ModelFacts("tiny", "wide", library.plan.vocab, library.plan.context, None, (), {})
+    request = Request(facts, "test", "2026-01-01T00:00:00Z")
+    built = [Build(graph, library)]
+    artifact = write_artifact(tmp_path / "t.hb", built, made.data.__getitem__, request)
+    assert library.graphs is not None
+    enqueued = {library.code[kind.kernel].kernel for kind in library.graphs.kinds}
+    assert {"gemv_rowmajor<2, true, 0>", "gemv_rowmajor<4, true, 0>"} <= enqueued
+    weights = TargetWeights(artifact, HOME.name)
+    with DeviceSession(library.built.path, weights.whole, library.plan) as session:
+        print(summary(selftest(library.plan, session)))
+    weights.close()
