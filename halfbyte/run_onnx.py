@@ -18,7 +18,8 @@ Array = npt.NDArray[Any]
 
 def run_arrays(args: argparse.Namespace) -> int:
     """Runs the graph once. Raises ModelError for files and names that do not fit it."""
-    given = dict(_pair(word, "--input") for word in args.input or [])
+    words: list[str] = args.input or []
+    given = dict(_pair(word, "--input") for word in words)
     inputs = {name: _read(Path(file)) for name, file in given.items()}
     with load(args.artifact, device=args.device, threads=args.threads, isa=args.isa) as net:
         start = time.perf_counter()
