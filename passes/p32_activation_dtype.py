@@ -15,6 +15,7 @@ from ..ir.rewrite import LogEntry
 from ..ir.target import Target
 from ..ir.types import Plain
 from .context import Context, Outcome
+from .onnx_lifetimes import is_onnx
 from .p35_select_kernels import launched
 
 STREAM = ("embed", "add", "take_rows")
@@ -60,11 +61,11 @@ def run(graph: Graph, context: Context) -> Outcome:
 
 
 def ensures(graph: Graph, context: Context) -> None:
-    """Every cache has the target's dtype and layout; logits are f32."""
+    """Every cache has the target's dtype and layout; logits (not ONNX outputs) are f32."""
     wanted = Plain(context.target.activation, context.target.cache_layout)
     for op in graph.ops:
         if op.name == "state" and op.out.type.enc != wanted:
             raise IRError(f"32_activation_dtype: {op.out} is {op.out.type.enc}, expected {wanted}")
     for v in graph.outs:
-        if v.type.enc != Plain("f32"):
+        if not is_onnx(graph) and v.type.enc != Plain("f32"):
             raise IRError(f"32_activation_dtype: logits are {v.type.enc}")
