@@ -16,6 +16,8 @@ from halfbyte.ir.errors import HalfbyteError
 
 PASSED, REFUSED, WRONG, FAILED = "passed", "refused", "wrong", "failed"
 KINDS = (PASSED, REFUSED, WRONG, FAILED)
+DRAWN = ("Bernoulli", "RandomUniformLike")
+"""Operators whose results no two implementations share."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ def _run(name: str, case: Any, out: Path) -> Outcome:
         for inputs, expected in case.data_sets:
             given = {n: np.asarray(x) for n, x in zip(ports, inputs, strict=False)}
             found = list(net.run(given).values())
-            why = difference(found, expected, case.rtol, case.atol)
+            drawn = any(n.op_type in DRAWN for n in case.model.graph.node)
+            # Nobody's random numbers are another's: shapes and dtypes are compared, and
+            # test_onnx_random.py tests how they are distributed.
+            why = difference(found, expected, case.rtol, np.inf if drawn else case.atol)
             if why:
                 return Outcome(name, WRONG, why)
     return Outcome(name, PASSED)
