@@ -12,7 +12,7 @@ import numpy as np
 from onnx import NodeProto
 
 from .onnx_gqa import NEWER, group_query_attention
-from .onnx_model import Patch, Spelling, integer, operand, real
+from .onnx_model import LEFT_OUT, Patch, Spelling, integer, operand, real
 from .onnx_tensors import Constant
 from .tensor_info import Array
 
@@ -36,8 +36,8 @@ def _skip_norm(norm: str, bias_at: int) -> Spelling:
 
 
 def _is_read(node: NodeProto, i: int) -> bool:
-    """Whether output i has a name of its own (onnx_read names the others `unused`)."""
-    return i < len(node.output) and not node.output[i].startswith("unused")
+    """Whether somebody asked for output i."""
+    return i < len(node.output) and not node.output[i].startswith(LEFT_OUT)
 
 
 def _simplified_norm(node: NodeProto, opset: int, patch: Patch) -> None:

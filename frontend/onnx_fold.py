@@ -22,6 +22,7 @@ from ..ir.types import UNRANKED, Dim
 from .onnx_evaluator import evaluate
 from .onnx_infer import tensor_type
 from .onnx_model import (
+    LEFT_OUT,
     Model,
     attribute,
     graphs,
@@ -48,6 +49,8 @@ MOST_PRODUCTS = 1 << 26
 
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
                     "Multinomial", "Bernoulli", "Dropout"})  # fmt: skip
+UNBOUNDED = frozenset({"Einsum"})
+"""Operators whose work no size of theirs bounds: a,b,c,d,e-> multiplies five extents."""
 BOUNDED = frozenset({"NonZero", "Unique", "Compress"})
 """Results of unknown extent that are no larger than a few times their operands."""
 LIGHT = frozenset({
@@ -141,7 +144,7 @@ class Folder:
 
     def _same(self, node: NodeProto) -> bool:
         """Whether the result is operand 0 itself."""
-        if len(node.output) > 1 and not node.output[1].startswith("unused"):
+        if len(node.output) > 1 and not node.output[1].startswith(LEFT_OUT):
             return False
         if node.op_type == "Identity":
             return tensor_type(self.model, node.input[0]) is not None
@@ -227,7 +230,7 @@ class Folder:
         return found
 
     def _may_fold(self, node: NodeProto, operands: Sequence[Constant]) -> bool:
-        if node.op_type in RANDOM or any(True for _ in subgraphs(node)):
+        if node.op_type in RANDOM | UNBOUNDED or any(True for _ in subgraphs(node)):
             return False
         if node.output[0] in self.packed or self.budget.seconds <= 0:
             return False

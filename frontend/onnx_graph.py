@@ -21,7 +21,7 @@ from .onnx_facades import FP4_DYNAMIC
 from .onnx_infer import tensor_type
 from .onnx_inputs import kind
 from .onnx_match import shortest
-from .onnx_model import Model, attribute, integer, integers, label, subgraphs
+from .onnx_model import LEFT_OUT, Model, attribute, integer, integers, label, subgraphs
 from .onnx_names import OP_OF, ValueNames
 
 FP4_DYNAMIC_OP = "trt_fp4_dynamic_quantize"
@@ -176,7 +176,7 @@ class Translator:
         for i, (name, type_) in enumerate(zip(node.output, known, strict=True)):
             rule = ours[i] if i < len(ours) else None
             joint = type_ or rule
-            if joint is None and name.startswith("unused") and op.args:
+            if joint is None and name.startswith(LEFT_OUT) and op.args:
                 joint = op.args[0].type.with_shape(*UNRANKED)  # nobody asks
             if joint is None:
                 raise self._untyped(name)

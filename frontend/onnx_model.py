@@ -22,6 +22,8 @@ from .tensor_info import Array
 NEWEST: int = defs.onnx_opset_version()
 """The opset that everything is brought to: the newest of the installed onnx package."""
 SHOWN = 80
+LEFT_OUT = "(left out)"
+"""How the names begin that results get which a node has between others and nobody asked for."""
 
 AttrValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str]
 

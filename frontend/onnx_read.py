@@ -16,7 +16,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
 from ..ir.errors import ModelError
-from .onnx_model import NEWEST, SHOWN, Model, Patch, operand, subgraphs
+from .onnx_model import LEFT_OUT, NEWEST, SHOWN, Model, Patch, operand, subgraphs
 from .onnx_spelling import spell
 from .onnx_tensors import constant_of
 from .tensor_info import Array
@@ -116,7 +116,7 @@ class Reader:
         while node.input and not node.input[-1]:
             del node.input[-1]
         for i, name in enumerate(node.output):  # left out between others: it gets a type like them
-            node.output[i] = name or self.model.names.fresh("unused")
+            node.output[i] = name or self.model.names.fresh(LEFT_OUT)
         if not node.output:
             return []
         patch = Patch(self.model, node, [])

@@ -216,6 +216,16 @@ def test_a_name_full_of_newlines_stays_on_its_line(tmp_path: Path) -> None:
     assert to_text(from_text(text)) == text and len(text.splitlines()) == 4
 
 
+def test_an_einsum_of_constants_is_not_worked_out(tmp_path: Path) -> None:
+    """Ten to the fifteenth products out of twenty kilobytes."""
+    given = {n: np.ones(1000, np.float32) for n in "abcde"}
+    nodes = [
+        node("Einsum", list(given), ["s"], equation="a,b,c,d,e->"),
+        node("Add", ["s", "x"], ["y"]),
+    ]
+    survives(tmp_path / "model.onnx", model(nodes, X, ["y"], given).SerializeToString())
+
+
 # ---- tensors -------------------------------------------------------------------------------------
 
 
