@@ -144,7 +144,7 @@ def _node(
     try:
         found = walk.session.launch(program, number, given, len(op.outs))
     except RuntimeError as error:
-        if expected is None:
+        if expected is None or _has_random_numbers(given):
             return None
         raise TargetError(f"{error}; its like runs in onnx's reference evaluator") from error
     if expected is not None:
@@ -152,6 +152,12 @@ def _node(
         walk.tests.append(_compare(op, found, expected, operands, walk.session.isa))
         walk.done.add(signature)
     return found
+
+
+def _has_random_numbers(given: Sequence[Array | None]) -> bool:
+    """Whether sizes, indices or ratios may be among the operands: the evaluator's numpy takes any
+    of them (slices beyond the end), a kernel those that make sense."""
+    return any(g is not None and (g.dtype.kind in "iu" or g.size == 1) for g in given[1:])
 
 
 def _signature(op: Op, given: Sequence[Array | None]) -> str:

@@ -62,7 +62,7 @@ def _run(name: str, case: Any, out: Path) -> Outcome:
     ports = [v.name for v in case.model.graph.input if v.name not in stored]
     with halfbyte.load(out, threads=2) as net:
         for inputs, expected in case.data_sets:
-            given = {n: np.asarray(x) for n, x in zip(ports, inputs, strict=False)}
+            given = {n: _array(x) for n, x in zip(ports, inputs, strict=False)}
             found = list(net.run(given).values())
             drawn = any(n.op_type in DRAWN for n in case.model.graph.node)
             # Nobody's random numbers are another's: shapes and dtypes are compared, and
@@ -73,12 +73,20 @@ def _run(name: str, case: Any, out: Path) -> Outcome:
     return Outcome(name, PASSED)
 
 
+def _array(data: Any) -> Any:
+    """Data of a case: an array, or a TensorProto where numpy has no such dtype of its own."""
+    import onnx
+
+    is_proto = isinstance(data, onnx.TensorProto)
+    return onnx.numpy_helper.to_array(data) if is_proto else np.asarray(data)
+
+
 def difference(found: Sequence[Any], expected: Sequence[Any], rtol: float, atol: float) -> str:
     """Where the results differ, "" where they do not. NaN equals NaN."""
     if len(found) != len(expected):
         return f"{len(found)} results, expected {len(expected)}"
     for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        theirs = np.asarray(theirs)
+        theirs = _array(theirs)
         if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
             return f"result {i}: {ours.dtype} {ours.shape}, expected {theirs.dtype} {theirs.shape}"
         a, b = ours.astype(np.float64), theirs.astype(np.float64)
