@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 
 from ..ir.graph import Op
 from ..ir.onnx_ops import is_given, shape
+from ..ir.types import Plain
 
 
 def deviation(op: Op, drawn: Collection[int] = ()) -> str:
@@ -75,6 +76,17 @@ def _resize(op: Op) -> str:
     return "a rounding error moves the taps by one" if mode == "half_pixel_symmetric" else ""
 
 
+def _lp_normalization(op: Op) -> str:
+    return "with p = 1, signs are summed with the values" if op.get("p", 2) == 1 else ""
+
+
+def _zero_point(op: Op) -> str:
+    """What quantises to floats has no zero point but zero, and this one is drawn at random."""
+    enc = op.args[2].type.enc if is_given(op, 2) else None
+    is_float = isinstance(enc, Plain) and enc.dtype.startswith("f")
+    return "a zero point of a float type is not zero" if is_float else ""
+
+
 _RULES: dict[str, Callable[[Op], str]] = {
     "onnx_rnn": _recurrent,
     "onnx_gru": _recurrent,
@@ -85,4 +97,7 @@ _RULES: dict[str, Callable[[Op], str]] = {
     "onnx_conv_transpose": _conv_transpose,
     "onnx_qlinear_conv": _qlinear_conv,
     "onnx_resize": _resize,
+    "onnx_lp_normalization": _lp_normalization,
+    "onnx_quantize_linear": _zero_point,
+    "onnx_dequantize_linear": _zero_point,
 }

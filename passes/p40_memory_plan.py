@@ -90,11 +90,12 @@ def _state_places(graph: Graph) -> dict[Value, Place]:
 
 
 def weight_places(graph: Graph, offset: int = 0) -> dict[Value, Place]:
-    """Constants that a launch reads, in the order in which the first step meets them."""
+    """Constants that a launch reads, in the order in which the first step meets them, and those
+    that are results."""
     const = const_values(graph)
     places: dict[Value, Place] = {}
-    for op in launched(graph):
-        for v in op.args:
+    for read in (*(op.args for op in launched(graph)), graph.outs):
+        for v in read:
             if v in const and v not in places:
                 places[v] = Place(WEIGHTS, offset, v.type.placed_nbytes)
                 offset += v.type.placed_nbytes
