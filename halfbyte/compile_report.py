@@ -116,7 +116,7 @@ def _bytes_per_token(graph: Graph) -> int:
     readers = graph.uses()
     total = 0
     for v in _stored(graph):
-        only_embeds = {op.name for op in readers[v]} == {"embed"}
+        only_embeds = {op.name for op in readers.get(v, [])} == {"embed"}
         total += v.type.nbytes // v.type.static[0] if only_embeds else v.type.nbytes
     return total
 
