@@ -11,6 +11,7 @@ hidden states) of the float and the NVFP4 build.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    import onnxruntime as ort
+    ort: Any = importlib.import_module("onnxruntime")
 
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import halfbyte
+from halfbyte.runtime.net import Net
 
 ort: Any = pytest.importorskip("onnxruntime")
 
@@ -34,6 +35,7 @@ def compare(file: Path, out: Path, feeds: list[dict[str, Any]]) -> None:
                 assert found.shape == wanted.shape
                 assert found.dtype == wanted.dtype
                 np.testing.assert_allclose(found, wanted, atol=RELATIVE * np.abs(wanted).max())
+        assert isinstance(net, Net)
         calls = net.system_calls()
         net.run(feeds[-1])
         assert net.system_calls() == calls  # a run over known shapes asks the system for nothing
