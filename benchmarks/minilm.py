@@ -64,15 +64,22 @@ def cosines(first: Path, second: Path, feed: Mapping[str, Any]) -> list[float]:
     ]
 
 
+PAUSE = 0.1  # seconds, in which the threads of the engine before fall asleep: they spin a while
+CALLS = 5
+
+
 def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, run one after the other in each round."""
+    """The median seconds of each: in each round a pause, a warm-up and CALLS timed calls of it."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 2):
+    for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            time.sleep(PAUSE)
             call()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found[2:]) for name, found in times.items()}
+            for _ in range(CALLS):
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def main() -> None:
