@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir.errors import IRError
 from ..ir.graph import Attr, Graph, Op, Value, const_values
-from ..ir.onnx_ops import NOTHING
+from ..ir.onnx_ops import ABSENT
 from ..ir.ops import lookup
 from ..ir.ops_fused import role
 from ..ir.text import op_text
@@ -158,8 +158,9 @@ def _program(graph: Graph, index: Mapping[str, int], places: Mapping[str, int]) 
     values = dict.fromkeys([*graph.args, *read, *(v for op in ops for v in op.outs)])
     numbers: dict[Value, int] = {}
     items: list[Item] = []
+    absent = {v for op in graph.ops if op.name == ABSENT for v in op.outs}
     for v in values:
-        if v.type == NOTHING and v not in graph.args and v not in const:
+        if v in absent:
             numbers[v] = -1
             continue
         numbers[v] = len(items)

@@ -10,7 +10,7 @@ Importing this package loads neither the compiler nor the runtime; the first cal
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,13 +32,15 @@ def compile(
     recipe: str = "auto",
     context: int | None = None,
     allow_fallback: Collection[str] = (),
+    dims: Mapping[str, int] | None = None,
 ) -> CompileReport:
-    """Compile a model (folder of SafeTensors, or a GGUF file) into the artifact `out`.
+    """Compile a model (folder of SafeTensors, a GGUF file, an ONNX file) into the artifact `out`.
 
     target: "cpu", "sm_120a", "sm_120f" or "sm_90a", or several: "sm_120a,sm_90a,cpu". quantize:
     "nvfp4" turns unquantised linears into NVFP4. recipe: "w4a4", "w4a16", or "auto", the
     checkpoint's as the target serves it. context: positions of the KV cache (4096, or what the
-    model was made for if that is less). allow_fallback: slow kernels permitted by name.
+    model was made for if that is less). allow_fallback: slow kernels permitted by name. dims:
+    extents of an ONNX graph to bind, a symbol or INPUT.AXIS to a number.
     Raises ModelError, TargetError.
     """
     from .driver import Options, compile_model
@@ -52,6 +54,7 @@ def compile(
             recipe=recipe,
             context=context,
             allow_fallback=frozenset(allow_fallback),
+            dims=tuple((dims or {}).items()),
         )
     )
 
