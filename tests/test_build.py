@@ -136,6 +136,11 @@ def test_undefined_symbols_do_not_link(tmp_path: Path) -> None:
         build([source], ["one"], find_compiler(None, options.cache), options)
 
 
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore them, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @needs_cxx
 def test_interrupt_ends_the_children_and_leaves_nothing(tmp_path: Path) -> None:
     slow = tmp_path / "slow++"
@@ -154,7 +159,10 @@ def test_interrupt_ends_the_children_and_leaves_nothing(tmp_path: Path) -> None:
     """
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], env=env, stderr=subprocess.PIPE
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=env,
+        stderr=subprocess.PIPE,
+        preexec_fn=_heed_interrupts,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
