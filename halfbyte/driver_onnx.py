@@ -37,7 +37,7 @@ from .frontend.onnx_inputs import Port
 from .ir.errors import IRError, ModelError, TargetError
 from .ir.graph import Graph
 from .ir.target import Target, target
-from .ir.text import from_text
+from .ir.text import from_text, to_text
 from .passes import pipeline
 from .passes.context import Context
 from .passes.onnx_lifetimes import KIND
@@ -74,7 +74,9 @@ def compile_onnx(options: Options) -> CompileReport:
         artifact = write_net_artifact(options.out, made, imported.weights, request)
         run.tell(ARTIFACT, f"{artifact.folder}")
     seconds = time.perf_counter() - start if artifact else 0.0
-    return report_of(graphs[0], run.dumps, context, artifact, seconds)
+    whole = graphs[0].with_ops([op for graph in graphs for op in graph.ops])  # to be counted
+    report = report_of(whole, run.dumps, context, artifact, seconds)
+    return replace(report, text="\n".join(map(to_text, graphs)))
 
 
 def _target(options: Options) -> Target:
