@@ -25,7 +25,7 @@ from ..runtime.artifact import (
 )
 from .build import Built, Options, build
 from .compiler import Compiler
-from .emit import LATE_PHASES, Request, glibc_features
+from .emit import Request, glibc_features, late_phases
 from .kernels_net import BUCKETS
 from .net_plan import SYMBOLS, NetPlan, make_net_plan, net_sources
 from .net_selftest import NetSession, net_selftest
@@ -130,13 +130,7 @@ def _write_target(
     request.tell("weights", start)
     part = writer.add_file(LIBRARY, library.built.path)
     tests = _selftest(writer, layout, made, weights, request)
-    took = (time.perf_counter() - start) * 1e3
-    times = (library.seconds * 1e3, took)
     ops = sum(len(program.nodes) for program in library.plan.programs)
-    late = [
-        PhaseFacts(id_, ms, ops, False, why)
-        for (id_, why), ms in zip(LATE_PHASES, times, strict=True)
-    ]
     return TargetFacts(
         library=LIBRARY,
         library_sha256=part.sha256,
@@ -149,7 +143,7 @@ def _write_target(
         image=layout.runs,
         recipe=made.recipe,
         selftest=tests,
-        phases=(*made.phases, *late),
+        phases=(*made.phases, *late_phases(ops, library.seconds, start)),
     )
 
 
