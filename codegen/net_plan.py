@@ -75,6 +75,8 @@ class NodeFacts:
     kernel: int
     ins: tuple[int, ...]
     in_types: tuple[str, ...]
+    sides: tuple[str, ...]
+    side: str
     outs: tuple[int, ...]
     attrs: tuple[AttrFacts, ...]
     dead: tuple[int, ...]
@@ -201,6 +203,8 @@ def _node(
         kernel=places[_kernel_of(op)[0]] if kind == "LAUNCH" else 0,
         ins=tuple(numbers[v] for v in op.args),
         in_types=tuple(_type_name(v.type) if numbers[v] >= 0 else "NO_TYPE" for v in op.args),
+        sides=("HOST",) * len(op.args),
+        side="HOST",
         outs=tuple(numbers[v] for v in op.outs),
         attrs=() if is_linear else tuple(_attr(i, k, attrs[k]) for i, k in enumerate(attrs)),
         dead=tuple(named[name] for name in op.strs("frees")),

@@ -20,9 +20,9 @@ from .isa import ISAS, Isa
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED = "shared"
-HEADERS = {"cpu": "hb.h", "cuda": "hb_cuda.h", "net": "hb.h"}
+HEADERS = {"cpu": "hb.h", "cuda": "hb_cuda.h", "net": "hb.h", "net_cuda": "hb_cuda.h"}
 """What kernels, executor and plan of a folder share."""
-LOOKED_IN = {"net": ("net", "cpu", SHARED)}
+LOOKED_IN = {"net": ("net", "cpu", SHARED), "net_cuda": ("net_cuda", "net", "cuda", SHARED)}
 """Where a folder's templates are looked for, if not in it and among the shared ones alone."""
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 
