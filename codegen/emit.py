@@ -199,7 +199,7 @@ def _write_target(
         library=library.name,
         library_sha256=part.sha256,
         isas=library.isas,
-        features=("x86-64", *glibc_features(library.built), *_device_features(library)),
+        features=("x86-64", *glibc_features(library.built), *arch_features(library.target)),
         buckets=buckets_of(graph),
         arena=_arena(library.plan, request.threads),
         kernels=build.kernels,
@@ -244,11 +244,11 @@ def _arena(plan: Plan, threads: int) -> ArenaFacts:
     return ArenaFacts(plan.arena_bytes_per_token, workspace, plan.state_bytes)
 
 
-def _device_features(library: Library) -> tuple[str, ...]:
+def arch_features(target: Target) -> tuple[str, ...]:
     """The compute capability that the machine code of a CUDA target is for."""
-    if not library.on_device:
+    if "cuda" not in target.features:
         return ()
-    arch = arch_of(library.target)
+    arch = arch_of(target)
     return (f"compute capability {arch.major}.{arch.minor}",)
 
 

@@ -258,13 +258,13 @@ BUCKETS = (1, 8, 65536)
 FEW, MANY = BUCKETS[1], BUCKETS[2]
 
 
-def _refusal(kernel: NetKernel) -> Refusal:
+def _refusal(kernel: NetKernel, variants: tuple[str, ...]) -> Refusal:
     def refuses(op: Op, rows: int) -> str | None:
         variant = kernel.variant(op)
-        if variant in kernel.variants:
+        if variant in variants:
             return None
         types = ", ".join(str(v.type.enc) for v in op.args)
-        return f"for ({types}): not compiled, there is {', '.join(kernel.variants)}"
+        return f"for ({types}): not compiled, there is {', '.join(variants)}"
 
     return refuses
 
@@ -273,14 +273,21 @@ def _taken(op: Op, rows: int) -> str | None:
     return None
 
 
+def declaration(kernel: NetKernel, variants: tuple[str, ...], features: str) -> KernelDecl:
+    """A kernel as phase 35 reads it, for these variants on targets of these features."""
+    needs = frozenset({features})
+    promise = "as onnx's reference"
+    return KernelDecl(
+        kernel.name, frozenset({kernel.op}), needs, _refusal(kernel, variants), promise
+    )
+
+
+def control(features: str) -> KernelDecl:
+    """If, Loop and Scan: the executor's own."""
+    ops = frozenset({"onnx_if", "onnx_loop", "onnx_scan"})
+    return KernelDecl("control", ops, frozenset({features}), _taken, "walks graphs")
+
+
 def declarations() -> tuple[KernelDecl, ...]:
-    """The table as phase 35 reads it; If, Loop and Scan are the executor's own."""
-    cpu = frozenset({"cpu"})
-    control = KernelDecl(
-        "control", frozenset({"onnx_if", "onnx_loop", "onnx_scan"}), cpu, _taken, "walks graphs"
-    )
-    kernels = tuple(
-        KernelDecl(k.name, frozenset({k.op}), cpu, _refusal(k), "as onnx's reference")
-        for k in KERNELS
-    )
-    return (*kernels, control)
+    """The table of the cpu as phase 35 reads it."""
+    return (*(declaration(k, k.variants, "cpu") for k in KERNELS), control("cpu"))

@@ -7,11 +7,20 @@ the host's but those left out. Where loops.h is all that differs, that template 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..ir.graph import Op, Value
+from ..ir.kernel import KernelDecl, Refusal
+from ..ir.types import LINEAR as ROWS
+from ..ir.types import Plain
+from . import args
+from .constraints import LinearRule
 from .isa import Isa
-from .kernels_net import C_TYPES, NetKernel
+from .kernels import LINEAR_OPS, Kernel
+from .kernels_net import C_TYPES, KERNELS, NetKernel, control, declaration
+from .kernels_sm120 import W4A4_FAMILY
 from .render import Source, source
+from .table import table_of
 
 FOLDER = "net_cuda"
 CUDA = Isa("cuda", 0, ("--extended-lambda", "-fmad=false", "-diag-suppress=186"))
@@ -42,6 +51,11 @@ FAMILIES: dict[str, CudaFamily] = {
 VIEWS = "views"
 """The family that looks at shapes alone: it runs on the host, and leaves operand 0 where it is."""
 
+HOST, DEVICE = "host", "device"
+PLAIN_LINEAR = "plain_linear"
+"""The family of linears that read f32 rows; those of language models read bf16."""
+_CUDA = "cuda"
+
 
 def family_of(kernel: NetKernel) -> CudaFamily | None:
     """What CUDA targets have of the kernel's family, None where they lack this operator."""
@@ -64,4 +78,66 @@ def host_ins(kernel: NetKernel) -> tuple[int, ...]:
 def unit(family: str, variant: str) -> Source:
     """The translation unit of one family and variant: <family>[.<variant>].cuda.cu."""
     facts = {"variant": variant, "c_type": C_TYPES.get(variant, "")}
-    return source(f"{family}.cu", CUDA, FOLDER, **facts)
+    name = ".".join(filter(None, (family, variant, CUDA.name, "cu")))
+    return replace(source(f"{family}.cu", CUDA, FOLDER, **facts), name=name)
+
+
+# ---- linears -------------------------------------------------------------------------------------
+
+
+def _plain_linear(dtype: str) -> Kernel:
+    """Our own product of f32 rows with a plain weight, which rounds nothing."""
+    rule = LinearRule(dtype, ROWS, epilogue_scale=False)
+    decl = KernelDecl(f"plain_linear_{dtype}", LINEAR_OPS, frozenset({_CUDA}), rule, "f32 sums")
+    return Kernel(decl, PLAIN_LINEAR, args.LINEAR)
+
+
+def linears(target: str) -> tuple[Kernel, ...]:
+    """The linears of a target, in order of preference: those of language models (kernels_cuda.py),
+    whose rows are rounded to bf16 in front of them, and our own for weights that are not.
+    """
+    found = [
+        kernel
+        for kernel in table_of(target).kernels
+        if kernel.decl.serves == LINEAR_OPS and kernel.family != W4A4_FAMILY
+    ]
+    rounded = (
+        replace(k, decl=replace(k.decl, refuses=_of_rounded_rows(k.decl.refuses))) for k in found
+    )
+    return (*rounded, _plain_linear("f32"), _plain_linear("f16"))
+
+
+def _of_rounded_rows(refuses: Refusal) -> Refusal:
+    """What a kernel says of a linear whose rows are bf16."""
+
+    def answer(op: Op, rows: int) -> str | None:
+        if op.get("prologue", "none") != "none":
+            return f"the linear has a prologue, {op.get('prologue', '')}"
+        x = Value(op.args[0].name, op.args[0].type.with_enc(Plain("bf16")))
+        return refuses(Op(op.name, (x, *op.args[1:]), op.outs, op.attrs, op.loc), rows)
+
+    return answer
+
+
+# ---- the table as phase 35 reads it --------------------------------------------------------------
+
+
+def _on_host(kernel: NetKernel) -> KernelDecl:
+    decl = declaration(kernel, kernel.variants, _CUDA)
+    looks = kernel.family == VIEWS
+    return replace(decl, name=f"{HOST}.{kernel.name}", side=HOST, looks_at_shapes=looks)
+
+
+def _on_device(kernel: NetKernel) -> KernelDecl:
+    decl = declaration(kernel, variants_of(kernel), _CUDA)
+    return replace(decl, side=DEVICE, host_ins=host_ins(kernel))
+
+
+def declarations(target: str) -> tuple[KernelDecl, ...]:
+    """Every operator on the host, those of FAMILIES on the device, linears, and control flow."""
+    return (
+        *map(_on_host, KERNELS),
+        *(_on_device(kernel) for kernel in KERNELS if family_of(kernel)),
+        *(kernel.decl for kernel in linears(target)),
+        control(_CUDA),
+    )

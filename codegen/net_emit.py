@@ -10,12 +10,14 @@ from pathlib import Path
 from ..ir.errors import IRError
 from ..ir.graph import Graph, Op, Value
 from ..ir.interp import WeightSource
+from ..ir.target import Target
 from ..runtime.artifact import (
     FORMAT,
     ArenaFacts,
     Artifact,
     ArtifactWriter,
     KernelChoice,
+    KernelCode,
     Manifest,
     NetFacts,
     PhaseFacts,
@@ -23,55 +25,77 @@ from ..runtime.artifact import (
     TargetFacts,
     WeightsFile,
 )
-from .build import Built, Options, build
+from .build import Built, Options, Toolchain, build
 from .compiler import Compiler
-from .emit import Request, glibc_features, late_phases
+from .emit import Request, arch_features, glibc_features, late_phases
+from .kernel_code import compiled_kernels
 from .kernels_net import BUCKETS
-from .net_plan import SYMBOLS, NetPlan, make_net_plan, net_sources
+from .net_plan import NetPlan, make_net_plan
 from .net_selftest import NetSession, net_selftest
+from .net_sources import net_cuda_sources, net_sources, symbols
+from .nvcc import DRIVER_MIN, CudaCompiler
+from .plan_cuda import arch_of
 from .weights import Known, Layout, evaluated, lay_out, weight_facts
-
-TARGET = "cpu"
-LIBRARY = "kernels-cpu.so"
 
 
 @dataclass(frozen=True, slots=True)
 class NetLibrary:
-    """Phase 60: the plan, the library built of it, and by which compiler for which ISAs."""
+    """Phase 60: the plan, the library built of it, and by which compiler for which ISAs.
+
+    `code`: what each kernel of a device takes of it.
+    """
 
     plan: NetPlan
     built: Built
-    compiler: Compiler
+    compiler: Toolchain
+    isas: tuple[str, ...]
     sources: Mapping[str, str]
     seconds: float
+    code: tuple[KernelCode, ...] = ()
 
     @property
-    def isas(self) -> tuple[str, ...]:
-        return tuple(isa.name for isa in self.compiler.isas)
+    def target(self) -> Target:
+        return self.plan.target
+
+    @property
+    def name(self) -> str:
+        """Its file in the artifact."""
+        return f"kernels-{self.target.name}.so"
+
+    @property
+    def kinds(self) -> int:
+        """Families and variants of kernels, on either side."""
+        return len({(k.family, k.variant, k.side) for k in self.plan.kernels})
 
 
 @dataclass(frozen=True, slots=True)
 class NetBuild:
-    """What phase 70 writes down of the phases before."""
+    """What one target contributes to an artifact."""
 
     graphs: tuple[Graph, ...]
     library: NetLibrary
     kernels: tuple[KernelChoice, ...]
     phases: tuple[PhaseFacts, ...]
     recipe: str
-    facts: NetFacts
 
 
 def compile_net_library(
-    graphs: Sequence[Graph], compiler: Compiler, options: Options
+    graphs: Sequence[Graph], target: Target, compiler: Toolchain, options: Options
 ) -> NetLibrary:
     """Phase 60. TargetError: the compiler fails. IRError: a graph is not ready for it."""
     start = time.perf_counter()
-    plan = make_net_plan(graphs)
-    sources = net_sources(plan, compiler.isas)
-    built = build(sources, SYMBOLS, compiler, options)
+    plan = make_net_plan(graphs, target)
+    if isinstance(compiler, Compiler):
+        sources, isas = net_sources(plan, compiler.isas), compiler.isas
+        names = tuple(isa.name for isa in isas)
+    else:
+        arch = compiler.arch if isinstance(compiler, CudaCompiler) else arch_of(target)
+        sources, names = net_cuda_sources(plan, arch), (target.name,)
+    built = build(sources, symbols(plan), compiler, options)
     texts = {unit.name: unit.text for unit in sources}
-    return NetLibrary(plan, built, compiler, texts, time.perf_counter() - start)
+    code = tuple(c.code for c in compiled_kernels(built))
+    seconds = time.perf_counter() - start
+    return NetLibrary(plan, built, compiler, names, texts, seconds, code)
 
 
 def joint_weights(graphs: Sequence[Graph]) -> Graph:
@@ -92,14 +116,18 @@ def joint_weights(graphs: Sequence[Graph]) -> Graph:
 
 
 def write_net_artifact(
-    out: Path, made: NetBuild, weights: WeightSource, request: Request
+    out: Path, builds: Sequence[NetBuild], net: NetFacts, weights: WeightSource, request: Request
 ) -> Artifact:
-    """Phase 70: weights, library, files and manifest, in place once the self-test has passed.
+    """Phase 70: weights, libraries, files and manifest, in place once self-tests have passed.
 
     ModelError: `out` is something else's. TargetError: the disk is full, or a kernel is wrong.
     """
+    known = Known()
     with ArtifactWriter(out) as writer:
-        facts = _write_target(writer, made, weights, request)
+        targets = {
+            made.library.target.name: _write_target(writer, made, weights, known, request)
+            for made in builds
+        }
         for name, text in request.files.items():
             writer.add_bytes(name, text)
         manifest = Manifest(
@@ -107,19 +135,20 @@ def write_net_artifact(
             producer=request.producer,
             created=request.created,
             model=request.model,
-            targets={TARGET: facts},
+            targets=targets,
             parts=writer.parts,
-            net=made.facts,
+            net=net,
         )
         return writer.commit(manifest)
 
 
 def _write_target(
-    writer: ArtifactWriter, made: NetBuild, weights: WeightSource, request: Request
+    writer: ArtifactWriter, made: NetBuild, weights: WeightSource, known: Known, request: Request
 ) -> TargetFacts:
     start = time.perf_counter()
     library, joint = made.library, joint_weights(made.graphs)
-    layout = lay_out(joint, TARGET, Known(), on_device=False)
+    target, on_device = library.target, library.plan.on_device
+    layout = lay_out(joint, target.name, known, on_device)
     size = sum(run.bytes for run in layout.runs)
     if size != library.plan.weights_bytes:
         raise IRError(f"weights: planned {library.plan.weights_bytes}, found {size} bytes")
@@ -127,21 +156,23 @@ def _write_target(
         with writer.weights(layout.image, layout.file) as file:
             for name, part in evaluated(layout.own, joint, weights):
                 file.add(name, part)
-    request.tell("weights", start)
-    part = writer.add_file(LIBRARY, library.built.path)
-    tests = _selftest(writer, layout, made, weights, request)
+    request.tell(f"weights for {target.name}", start)
+    part = writer.add_file(library.name, library.built.path)
+    tests = () if on_device else _selftest(writer, layout, made, weights, request)
     ops = sum(len(program.nodes) for program in library.plan.programs)
     return TargetFacts(
-        library=LIBRARY,
+        library=library.name,
         library_sha256=part.sha256,
         isas=library.isas,
-        features=("x86-64", *glibc_features(library.built)),
+        features=("x86-64", *glibc_features(library.built), *arch_features(target)),
         buckets=BUCKETS,
         arena=ArenaFacts(0, 0, 0),
         kernels=made.kernels,
         weights=weight_facts(joint),
         image=layout.runs,
         recipe=made.recipe,
+        driver_min=DRIVER_MIN if on_device else None,
+        code=library.code,
         selftest=tests,
         phases=(*made.phases, *late_phases(ops, library.seconds, start)),
     )

@@ -16,6 +16,7 @@ from ..ir.numerics import NUMPY_DTYPES, Array
 from .onnx_oracle import NUMBERS
 
 MOST_RANK = 8  # kMaxRank of net.h
+CPU = -1  # no CUDA device
 Bytes = npt.NDArray[np.uint8]
 
 _NAMES = {number: name for name, number in NUMBERS.items()}
@@ -25,13 +26,15 @@ _CODES = {"i4": np.int8, "i2": np.int8, "u4": np.uint8, "u2": np.uint8}
 class NetSession:
     """A library with its weights. Close it to free its memory."""
 
-    def __init__(self, library: Path, image: Bytes | None, threads: int) -> None:
+    def __init__(self, library: Path, image: Bytes | None, threads: int, device: int = CPU) -> None:
         try:
             self._module = cast(Any, tvm_ffi).load_module(str(library))
         except (OSError, RuntimeError) as error:
             raise TargetError(f"{library}: this system cannot load it: {error}") from error
         self._image = _aligned(0) if image is None else image
-        self._handle = cast(int, self._module["create"](self._image, threads, "auto"))
+        self._handle = cast(int, self._module["create"](device, threads, "auto"))
+        self._module["load"](self._handle, self._image)
+        self._module["ready"](self._handle)
         self.isa = str(self._module["isa"](self._handle))
 
     def __enter__(self) -> NetSession:

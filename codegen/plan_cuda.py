@@ -14,12 +14,13 @@ from .plan import Plan
 from .render import Source, source
 
 FOLDER = "cuda"
-RUNTIME_SOURCES = ("ffi.cc", "registry.cc", "session.cc", "graphs.cc", "upload.cc")
+RUNTIME_SOURCES = ("ffi.cc", "registry.cc", "status.cc", "session.cc", "graphs.cc", "upload.cc")
 SAMPLER = "sample.cu"
 _SAMPLER_BYTES = 18 * 1024  # of a block's shared memory that its search takes
 EXPORTS: dict[str, dict[str, int]] = {
+    "facts.cc": {"device": 2},
     "exports.cc": {
-        "device": 2, "memory": 2, "create": 4, "upload": 3, "ready": 1, "destroy": 1, "pages": 4,
+        "memory": 2, "create": 4, "upload": 3, "ready": 1, "destroy": 1, "pages": 4,
         "prefill": 6, "decode": 5, "sampling": 4, "start": 4, "advance": 2, "poll": 3,
     },
     "probes.cc": {

@@ -12,8 +12,8 @@ from .dumps import Dumps, PhaseLine
 from .ir.graph import Graph, Value
 from .ir.text import to_text
 from .passes.context import Context
+from .passes.launches import launched
 from .passes.onnx_lifetimes import is_onnx
-from .passes.p35_select_kernels import launched
 from .passes.p40_memory_plan import ARENA, STATE, WEIGHTS, space_bytes
 from .roofline import Floor, read_bandwidth
 from .runtime.artifact import Artifact

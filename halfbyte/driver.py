@@ -120,7 +120,7 @@ def compile_model(options: Options) -> CompileReport:
         return compile_onnx(options)
     if options.dims:
         raise ModelError("dims: for an ONNX graph; a language model has no extents to bind")
-    targets = _targets(options)
+    targets = targets_of(options)
     start = time.perf_counter()
     checkpoint = open_checkpoint(options.model)
     imported = import_model(checkpoint, context=options.context)
@@ -166,14 +166,14 @@ def _compile(run: Run, imported: Imported) -> _Made:
     if options.compile_to and not is_late(options.compile_to):
         return _Made(run, graph, context, None)
     cache = cache_folder()
-    toolchain = _toolchain(run.target, cache)
+    toolchain = toolchain_of(run.target, cache)
     library = compile_library(graph, run.target, toolchain, ffi_options(cache, run.built))
     run.tell(CODEGEN, f"{len(library.plan.kernels)} kernels for {', '.join(library.isas)}")
     run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
     return _Made(run, graph, context, library)
 
 
-def _targets(options: Options) -> tuple[Target, ...]:
+def targets_of(options: Options) -> tuple[Target, ...]:
     """The targets, each once, in the order given. Raises ModelError and TargetError."""
     names = list(dict.fromkeys(name.strip() for name in options.target.split(",")))
     targets = tuple(target(name) for name in names)
@@ -259,7 +259,7 @@ def _target_build(made: _Made, library: Library) -> Build:
     return Build(made.graph, library, choices, phases, recipe_of(made.graph))
 
 
-def _toolchain(target: Target, cache: Path) -> Toolchain:
+def toolchain_of(target: Target, cache: Path) -> Toolchain:
     """What builds the library of a target on this machine."""
     compiler = find_compiler(compiler_command(), cache)
     if "cuda" not in target.features:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from . import __version__
 from .codegen.build import ffi_options
-from .codegen.compiler import find_compiler
 from .codegen.emit import Request, kernel_choice
 from .codegen.kernels import LINEAR_OPS
 from .codegen.kernels_net import BUCKETS
 from .codegen.kernels_net import declarations as net_declarations
+from .codegen.kernels_net_cuda import declarations as cuda_declarations
 from .codegen.net_emit import NetBuild, NetLibrary, compile_net_library, write_net_artifact
 from .codegen.table import declarations
 from .compile_report import CompileReport, report_of
@@ -29,81 +30,111 @@ from .driver import (
     phase_facts,
     recipe_of,
     sha256_of,
+    targets_of,
+    toolchain_of,
     without_sources,
 )
-from .environment import cache_folder, compiler_command
+from .environment import cache_folder
 from .frontend.onnx_importer import OnnxImported, import_onnx
 from .frontend.onnx_inputs import Port
 from .ir.errors import IRError, ModelError, TargetError
 from .ir.graph import Graph
-from .ir.target import Target, target
+from .ir.ops import lookup
+from .ir.target import Target
 from .ir.text import from_text, to_text
 from .passes import pipeline
 from .passes.context import Context
 from .passes.onnx_lifetimes import KIND
 from .passes.p35_select_kernels import select
 from .passes.pipeline import Report
-from .runtime.artifact import PASSES, KernelChoice, ModelFacts, NetFacts, PortFacts
+from .passes.unserved import UnservedError
+from .runtime.artifact import PASSES, Artifact, KernelChoice, ModelFacts, NetFacts, PortFacts
 
 IMPORT_WHY = "the graph as read, in the spelling of the newest opset"
 FAMILY = "onnx"
 
 
 def compile_onnx(options: Options) -> CompileReport:
-    """Compile an ONNX file for the cpu; the artifact is there when this returns, or not at all.
+    """Compile an ONNX file for one target or several; the artifact is there when this returns, or
+    not at all.
 
     Raises ModelError, TargetError, and IRError for a bug of ours.
     """
     start = time.perf_counter()
-    run = Run(options, _target(options))
+    targets = tuple(map(_for_graphs, targets_of(options)))
     imported = import_onnx(options.model, dims=dict(options.dims))
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
-    context = _context(run, imported)
-    library = artifact = None
-    try:
-        graphs = _phases(run, imported, context)
-        if options.compile_to is None or is_late(options.compile_to):
-            library = _library(run, graphs)
-    finally:
-        if options.dump:
-            run.dumps.write(options.dump)
-    if options.out is not None and library is not None:
-        made = _made(run, graphs, context, library, imported)
-        request = _request(run, made, imported)
-        artifact = write_net_artifact(options.out, made, imported.weights, request)
-        run.tell(ARTIFACT, f"{artifact.folder}")
+    made: list[_Made] = []
+    for chosen in targets:
+        if len(targets) > 1:
+            options.progress(f"target {chosen.name}")
+        run = Run(options, chosen)
+        try:
+            made.append(_compile(run, imported))
+        finally:
+            if options.dump:
+                run.dumps.write(options.dump / chosen.name if len(targets) > 1 else options.dump)
+    artifact = _write(made, imported, options)
     seconds = time.perf_counter() - start if artifact else 0.0
-    whole = graphs[0].with_ops([op for graph in graphs for op in graph.ops])  # to be counted
-    report = report_of(whole, run.dumps, context, artifact, seconds)
-    return replace(report, text="\n".join(map(to_text, graphs)))
+    first, *others = (_report(m, artifact, seconds) for m in made)
+    return replace(first, others=tuple(others))
 
 
-def _target(options: Options) -> Target:
-    for name in (name.strip() for name in options.target.split(",")):
-        if "cpu" not in target(name).features:
-            raise TargetError(
-                f"{options.model}: target {name} has no executor of ONNX graphs; "
-                "compile with --target cpu"
-            )
-    if options.quantize not in (None, "nvfp4"):
-        raise ModelError(f"quantize {options.quantize!r}: unknown, expected nvfp4")
-    if options.out is None and options.compile_to is None:
-        raise ModelError("out: the path of the artifact is missing")
-    return replace(target("cpu"), buckets=BUCKETS)
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was compiled for one target; no library where it was not asked for."""
+
+    run: Run
+    graphs: tuple[Graph, ...]
+    context: Context
+    library: NetLibrary | None
+
+
+def _for_graphs(chosen: Target) -> Target:
+    """A target as ONNX graphs see it: values keep their dtypes, a run is walked, and activations
+    that the graph does not quantise are not quantised.
+    """
+    return replace(
+        chosen, buckets=BUCKETS, sequences=1, activation="f32", graph_capture=False,
+        w4a4_native=False,
+    )  # fmt: skip
+
+
+def _compile(run: Run, imported: OnnxImported) -> _Made:
+    """Phases 00 to 60 for one target. Raises ModelError for operators that no kernel computes."""
+    options, context = run.options, _context(run, imported)
+    graphs = _phases(run, imported, context)
+    if options.compile_to is not None and not is_late(options.compile_to):
+        return _Made(run, graphs, context, None)
+    cache = cache_folder()
+    toolchain = toolchain_of(run.target, cache)
+    library = compile_net_library(graphs, run.target, toolchain, ffi_options(cache, run.built))
+    run.tell(CODEGEN, f"{library.kinds} kernel families for {', '.join(library.isas)}")
+    run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
+    return _Made(run, graphs, context, library)
+
+
+def _report(made: _Made, artifact: Artifact | None, seconds: float) -> CompileReport:
+    first, *_ = made.graphs
+    whole = first.with_ops([op for graph in made.graphs for op in graph.ops])  # to be counted
+    report = report_of(whole, made.run.dumps, made.context, artifact, seconds)
+    return replace(report, text="\n".join(map(to_text, made.graphs)))
 
 
 def _context(run: Run, imported: OnnxImported) -> Context:
-    options = run.options
+    options, name = run.options, run.target.name
+    is_cpu = "cpu" in run.target.features
     return Context(
-        target=run.target, kernels=(*declarations("cpu"), *net_declarations()),
+        target=run.target,
+        kernels=(*declarations(name), *net_declarations()) if is_cpu else cuda_declarations(name),
         weights=imported.weights, recipe=options.recipe, quantize=options.quantize,
         allow_fallback=options.allow_fallback,
     )  # fmt: skip
 
 
 def _phases(run: Run, imported: OnnxImported, context: Context) -> tuple[Graph, ...]:
-    """Phases 00 to 50. Raises ModelError for an operator that no kernel computes."""
+    """Phases 00 to 50. Raises ModelError for operators that no kernel computes: all of them."""
     options, start = run.options, IMPORT
     graphs = tuple(g.with_attrs(kind=KIND) for g in imported.graphs)
     text = pipeline.texts(graphs, IMPORT)
@@ -116,10 +147,29 @@ def _phases(run: Run, imported: OnnxImported, context: Context) -> tuple[Graph, 
         phases = pipeline.after(start, None if to is None or is_late(to) else to)
     except IRError as error:
         raise ModelError(str(error)) from error
+    where = f"{options.model} (opset {imported.opset})"
     try:
         return pipeline.run_all(graphs, context, phases, run.hook)
+    except UnservedError as error:
+        if "cpu" in run.target.features:
+            raise ModelError(f"{where}: {error}") from error
+        raise ModelError(f"{where}: {_unserved(error, run.target)}") from error
     except TargetError as error:
-        raise ModelError(f"{options.model} (opset {imported.opset}): {error}") from error
+        raise ModelError(f"{where}: {error}") from error
+
+
+def _unserved(error: UnservedError, chosen: Target) -> str:
+    """All operators that a device lacks a kernel for, and where else they run."""
+    lines = [
+        f"  {lookup(op).onnx or op.name} of {op.loc or op.out}: "
+        + (next((r.reason for r in refused if r.kernel in op.name), "") or "no kernel")
+        for op, refused in error.ops
+    ]
+    count = len({lookup(op).onnx for op, _ in error.ops})
+    return (
+        f"{count} operators have no kernel for {chosen.name}; `--target cpu` runs them:\n"
+        + "\n".join(lines)
+    )
 
 
 def _read_back(file: Path) -> tuple[Graph, ...]:
@@ -133,37 +183,35 @@ def _read_back(file: Path) -> tuple[Graph, ...]:
         raise ModelError(f"{file}: not the IR of a phase: {error}") from error
 
 
-def _library(run: Run, graphs: tuple[Graph, ...]) -> NetLibrary:
-    cache = cache_folder()
-    compiler = find_compiler(compiler_command(), cache)
-    library = compile_net_library(graphs, compiler, ffi_options(cache, run.built))
-    kinds = len(library.plan.families)
-    run.tell(CODEGEN, f"{kinds} kernel families for {', '.join(library.isas)}")
-    run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
-    return library
+def _write(made: Sequence[_Made], imported: OnnxImported, options: Options) -> Artifact | None:
+    """Phase 70, where an artifact was asked for and compilation went that far."""
+    builds = [_build(m, m.library) for m in made if m.library is not None]
+    if options.out is None or not builds:
+        return None
+    run = made[-1].run
+    run.lap()
+    net = NetFacts(
+        imported.opset, tuple(map(_port, imported.inputs)), tuple(map(_port, imported.outputs))
+    )
+    request = _request(made, builds, imported, options)
+    artifact = write_net_artifact(options.out, builds, net, imported.weights, request)
+    run.tell(ARTIFACT, f"{artifact.folder}")
+    return artifact
 
 
-def _made(
-    run: Run, graphs: tuple[Graph, ...], context: Context, library: NetLibrary,
-    imported: OnnxImported,
-) -> NetBuild:  # fmt: skip
+def _build(made: _Made, library: NetLibrary) -> NetBuild:
     choices: list[KernelChoice] = []
-    for graph in graphs:
-        for c in select(graph, context):
+    for graph in made.graphs:
+        for c in select(graph, made.context):
             if c.op.name in LINEAR_OPS or c.bucket == BUCKETS[-1]:
                 choices.append(kernel_choice(c.op, c.bucket, c.kernel, c.refused))
-    recipes = Counter(recipe for g in graphs if (recipe := recipe_of(g)))
+    recipes = Counter(recipe for g in made.graphs if (recipe := recipe_of(g)))
     return NetBuild(
-        graphs=graphs,
+        graphs=made.graphs,
         library=library,
         kernels=tuple(choices),
-        phases=tuple(phase_facts(line) for line in run.dumps.lines),
+        phases=tuple(phase_facts(line) for line in made.run.dumps.lines),
         recipe=recipes.most_common(1)[0][0] if recipes else "",
-        facts=NetFacts(
-            imported.opset,
-            tuple(map(_port, imported.inputs)),
-            tuple(map(_port, imported.outputs)),
-        ),
     )
 
 
@@ -172,18 +220,24 @@ def _port(port: Port) -> PortFacts:
     return PortFacts(port.name, port.dtype, dims)
 
 
-def _request(run: Run, made: NetBuild, imported: OnnxImported) -> Request:
-    options = run.options
-    plan = {f"{CODEGEN}/plan.cc": made.library.sources["net_plan.cc"].encode()}
-    record = {**without_sources(run.dumps.finish()), **plan}
+def _request(
+    made: Sequence[_Made], builds: Sequence[NetBuild], imported: OnnxImported, options: Options
+) -> Request:
+    files: dict[str, bytes] = {}
+    for m, build in zip(made, builds, strict=True):
+        plan = {f"{CODEGEN}/plan.cc": build.library.sources["net_plan.cc"].encode()}
+        record = {**without_sources(m.run.dumps.finish()), **plan}
+        folder = f"{PASSES}/{m.run.target.name}"
+        files |= {f"{folder}/{name}": data for name, data in record.items()}
+    compilers = " and ".join(dict.fromkeys(str(b.library.compiler) for b in builds))
     return Request(
         model=ModelFacts(
             family=FAMILY, name=options.model.stem, vocab=0, context=0, bos=None, eos=(),
             sources={f.name: sha256_of(f) for f in imported.files},
         ),
-        producer=f"halfbyte {__version__} ({made.library.compiler}, {platform.machine()})",
+        producer=f"halfbyte {__version__} ({compilers}, {platform.machine()})",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        files={f"{PASSES}/{run.target.name}/{n}": d for n, d in record.items()},
+        files=files,
         progress=lambda what, seconds: options.progress(
             f"{ARTIFACT:22} {seconds * 1e3:9.1f} ms  {what}"
         ),

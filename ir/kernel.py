@@ -39,6 +39,10 @@ class KernelDecl:
     would quantise them (see `ops_fused.unquantized`). `promise` states the accuracy in words;
     `precision` is the relative error to which it reads activations (2^-24: as they are), from which
     the self-test derives its tolerance.
+
+    On a target where an op may run on either `side` ("host" or "device"), a kernel serves one of
+    them; on the device, it reads the values of `host_ins` (operand numbers) on the host all the
+    same. One that `looks_at_shapes` reads no value of operand 0, wherever that is.
     """
 
     name: str
@@ -50,6 +54,9 @@ class KernelDecl:
     workspace: Callable[[Op, int], Workspace] = no_workspace
     fallback: bool = False
     exact: bool = False
+    side: str = ""
+    host_ins: tuple[int, ...] = ()
+    looks_at_shapes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

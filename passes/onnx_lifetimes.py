@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ir.errors import IRError
 from ..ir.graph import Graph, Op, Value, const_values
-from .p35_select_kernels import launched
+from .launches import launched
 
 KIND = "onnx"
 

@@ -15,8 +15,8 @@ from ..ir.rewrite import LogEntry
 from ..ir.target import Target
 from ..ir.types import Plain
 from .context import Context, Outcome
+from .launches import launched
 from .onnx_lifetimes import is_onnx
-from .p35_select_kernels import launched
 
 STREAM = ("embed", "add", "take_rows")
 """Ops whose results are the residual stream, besides linears that add to it."""

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir.errors import IRError, TargetError
-from ..ir.graph import SOURCES, Graph, Op, const_values
+from ..ir.errors import IRError
+from ..ir.graph import Graph, Op
 from ..ir.kernel import KernelDecl, Refused
 from ..ir.ops_model import LOGITS_ROWS
 from ..ir.rewrite import LogEntry
 from ..ir.target import Target
 from .context import Context, Outcome
+from .launches import launched
+from .onnx_lifetimes import is_onnx
+from .onnx_placement import placed
+from .unserved import UnservedError, gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +31,6 @@ class Choice:
     refused: tuple[Refused, ...]
 
 
-def launched(graph: Graph) -> list[Op]:
-    """The ops that run in a step: neither constant nor mere memory."""
-    const = const_values(graph)
-    return [op for op in graph.ops if op.name not in SOURCES and op.out not in const]
-
-
 def rows_in(op: Op, bucket: int, target: Target) -> int:
     """Rows the op is chosen for: the bucket's tokens; for logits, one for each sequence."""
     is_logits = op.out.type.count == LOGITS_ROWS
@@ -40,6 +38,8 @@ def rows_in(op: Op, bucket: int, target: Target) -> int:
 
 
 def _refusal(kernel: KernelDecl, op: Op, bucket: int, context: Context) -> str | None:
+    if kernel.side != op.get("side", kernel.side):
+        return f"runs on the {kernel.side}, the op on the {op.get('side', '')}"
     missing = kernel.needs - context.target.features
     if missing:
         return f"needs {', '.join(sorted(missing))}, which {context.target.name} lacks"
@@ -51,7 +51,7 @@ def _refusal(kernel: KernelDecl, op: Op, bucket: int, context: Context) -> str |
 
 
 def choose(op: Op, bucket: int, context: Context) -> Choice:
-    """The first kernel of the table that takes the op. Raises TargetError with every refusal."""
+    """The first kernel of the table that takes the op. Raises UnservedError with every refusal."""
     refused: list[Refused] = []
     for kernel in context.kernels:
         if op.name not in kernel.serves:
@@ -62,23 +62,32 @@ def choose(op: Op, bucket: int, context: Context) -> Choice:
         refused.append(Refused(kernel.name, why))
     where = op.loc or str(op.out)
     reasons = "\n".join(f"  {r.kernel}: {r.reason}" for r in refused)
-    raise TargetError(
+    raise UnservedError(
         f"{where}: no kernel of {context.target.name} runs {op.name} with {bucket} token(s); "
-        f"refused:\n{reasons or '  none serves this op'}"
+        f"refused:\n{reasons or '  none serves this op'}",
+        ((op, tuple(refused)),),
     )
 
 
 def select(graph: Graph, context: Context) -> list[Choice]:
-    """The choice of each launched op in each bucket, in launch order."""
-    buckets = context.target.buckets
-    return [choose(op, bucket, context) for op in launched(graph) for bucket in buckets]
+    """The choice of each launched op in each bucket, in launch order.
+
+    Raises UnservedError: of all ops that have none in the smallest bucket, or of one in another.
+    """
+    smallest, *others = context.target.buckets
+    by_bucket = {smallest: gathered(launched(graph), lambda op: choose(op, smallest, context))}
+    for bucket in others:
+        by_bucket[bucket] = [choose(op, bucket, context) for op in launched(graph)]
+    return [choice for choices in zip(*by_bucket.values(), strict=True) for choice in choices]
 
 
 def run(graph: Graph, context: Context) -> Outcome:
+    log: list[LogEntry] = []
+    if is_onnx(graph) and any(kernel.side for kernel in context.kernels):
+        graph, log = placed(graph, context.kernels)
     by_op: dict[Op, list[Choice]] = {}
     for choice in select(graph, context):
         by_op.setdefault(choice.op, []).append(choice)
-    log: list[LogEntry] = []
     for op, choices in by_op.items():
         at = op.loc or str(op.out)
         for c in choices:

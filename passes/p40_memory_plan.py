@@ -18,8 +18,8 @@ from ..ir.ops import lookup
 from ..ir.rewrite import LogEntry
 from ..ir.types import ALIGNMENT, DTYPE_BYTES, Plain, align
 from .context import Context, Outcome
+from .launches import launched
 from .onnx_lifetimes import check_frees, frees, is_onnx
-from .p35_select_kernels import launched
 
 ARENA, STATE, WEIGHTS, OUT = "arena", "state", "weights", "out"
 

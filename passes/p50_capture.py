@@ -9,7 +9,7 @@ from ..ir.errors import IRError
 from ..ir.graph import Graph, Op
 from ..ir.rewrite import LogEntry
 from .context import Context, Outcome
-from .p35_select_kernels import launched
+from .launches import launched
 
 
 def run(graph: Graph, context: Context) -> Outcome:

@@ -24,6 +24,7 @@ from . import (
     p50_capture,
 )
 from .context import Context, Phase, nothing
+from .unserved import gathered
 
 PHASES: tuple[Phase, ...] = (
     Phase("05_canonicalize", "one spelling for one thing, before any rule looks for it",
@@ -125,21 +126,30 @@ def run_all(
     """A graph and the bodies it names, each phase over all before the next; reported as one."""
     before = texts(graphs, "00_import")
     for phase in phases:
-        done: list[Graph] = []
-        log: list[LogEntry] = []
-        for graph in graphs:
-            start = max((p40_memory_plan.space_bytes(g, "weights") for g in done), default=0)
-            here = replace(context, weights_start=start)
-            outcome = phase.run(graph, here)
-            done.append(outcome.graph)
-            log.extend(outcome.log)
-        graphs = tuple(done)
+        graphs, log = _run_phase(phase, graphs, context)
         after = texts(graphs, phase.id)
         for graph in graphs:
             phase.ensures(graph, context)
-        hook(Report(phase.id, phase.why, graphs[0], before, after, tuple(log)))
+        hook(Report(phase.id, phase.why, graphs[0], before, after, log))
         before = after
     return graphs
+
+
+def _run_phase(
+    phase: Phase, graphs: Sequence[Graph], context: Context
+) -> tuple[tuple[Graph, ...], tuple[LogEntry, ...]]:
+    """One phase over all graphs; the constants of each lie behind those of the ones before."""
+    done: list[Graph] = []
+    log: list[LogEntry] = []
+
+    def run_one(graph: Graph) -> None:
+        start = max((p40_memory_plan.space_bytes(g, "weights") for g in done), default=0)
+        outcome = phase.run(graph, replace(context, weights_start=start))
+        done.append(outcome.graph)
+        log.extend(outcome.log)
+
+    gathered(graphs, run_one)
+    return tuple(done), tuple(log)
 
 
 def texts(graphs: Sequence[Graph], phase: str) -> str:

@@ -14,7 +14,7 @@ from .artifact import Artifact, TargetFacts
 from .batch import Batch
 from .chat import ChatTemplate, Message
 from .cuda_session import CudaSession, Progress
-from .devices import choose_target, cuda_index, is_cuda, read_device
+from .devices import Device, choose_target, cuda_index, is_cuda, read_device
 from .generate import Generation, HostTokens, Limits, TokenSource
 from .sampling import Sampler, Sampling, defaults_from, eos_from
 from .scoring import logits_of, perplexity
@@ -90,16 +90,21 @@ def load(
 def _load_net(
     artifact: Artifact, index: int | None, threads: int | None, isa: str, native: Native | None
 ) -> "Model":
-    """An ONNX graph. Raises TargetError for a device."""
+    """An ONNX graph, on the cpu or on a device, where the host's part of it has one thread."""
     from .net import Net  # it is a Model
 
-    if index is not None:
-        raise TargetError(f"{artifact.folder}: holds code for the cpu; load it with device='cpu'")
-    facts = artifact.target("cpu")
-    native = native or load_native(artifact.library("cpu"), facts.library_sha256)
-    weights = TargetWeights(artifact, "cpu")
+    found: Device | None = None
+    if index is None:
+        target, made_for = "cpu", artifact.library("cpu")
+        native = native or load_native(made_for, artifact.target(target).library_sha256)
+        threads = threads or default_threads()
+    else:
+        target, native = _cuda_library(artifact, index, native)
+        found = read_device(native, index, artifact.target(target).driver_min)
+        threads, isa = 1, "auto"
+    weights = TargetWeights(artifact, target)
     try:
-        return Net(artifact, "cpu", weights, native, threads or default_threads(), isa)
+        return Net(artifact, target, weights, native, threads, isa, found)
     except BaseException:
         weights.close()
         raise

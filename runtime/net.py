@@ -9,12 +9,15 @@ import numpy.typing as npt
 
 from ..ir.errors import ModelError, TargetError
 from .artifact import Artifact, NetFacts, PortFacts
+from .devices import Device
 from .model import Model
 from .session import Native, Session, native_call
 from .target_weights import TargetWeights
 
 Array = npt.NDArray[Any]
 MOST_RANK = 8  # kMaxRank of net.h
+CPU = -1  # as the library takes the number of a device
+COUNTERS = ("system_allocations", "device_allocations", "uploads", "downloads")
 
 _NUMBERS: dict[str, int] = {
     "f32": 1, "u8": 2, "i8": 3, "u16": 4, "i16": 5, "i32": 6, "i64": 7, "bool": 9, "f16": 10,
@@ -49,20 +52,24 @@ class Net(Model):
         native: Native,
         threads: int,
         isa: str,
+        device: Device | None = None,
     ) -> None:
         """Raises TargetError: an instruction set, memory or threads that are not to be had."""
         assert artifact.manifest.net is not None
         self.artifact, self.target = artifact, target
         self.graph: NetFacts = artifact.manifest.net
-        self.threads = threads
+        self.threads, self.device = threads, device
         self._weights, self._native = weights, native
-        self._image = weights.whole if weights.whole.size else _aligned(0)
+        index = CPU if device is None else device.index
         try:
             with native_call():
-                self._handle: int | None = int(native["create"](self._image, threads, isa))
+                self._handle: int | None = int(native["create"](index, threads, isa))
+                for piece in weights.pieces:
+                    native["load"](self._handle, piece)
+                native["ready"](self._handle)
         except (RuntimeError, MemoryError) as error:
-            raise TargetError(f"cpu: {error}; run `halfbyte doctor`") from error
-        self.isa = str(native["isa"](self._handle))
+            raise TargetError(f"{device or 'cpu'}: {error}; run `halfbyte doctor`") from error
+        self.isa = str(native["isa"](self._handle)) if device is None else target
 
     @property
     def session(self) -> Session:
@@ -109,9 +116,11 @@ class Net(Model):
         self._native["fetch"](self._handle, i, raw)
         return _named(raw.view(stored).reshape(shape), name)
 
-    def system_calls(self) -> int:
-        """Blocks of memory that runs so far asked the system for."""
-        return int(self._native["system_calls"](self._handle))
+    def counters(self) -> dict[str, int]:
+        """So far: blocks that the system and the device were asked for, copies to and from it."""
+        found = np.zeros(len(COUNTERS), np.int64)
+        self._native["counters"](self._handle, found)
+        return dict(zip(COUNTERS, map(int, found), strict=True))
 
     def close(self) -> None:
         """Frees its memory and unmaps the weights. Twice does no harm."""
@@ -119,12 +128,6 @@ class Net(Model):
             handle, self._handle = self._handle, None
             self._native["destroy"](handle)
             self._weights.close()
-
-
-def _aligned(size: int) -> npt.NDArray[np.uint8]:
-    whole = np.zeros(size + 64, np.uint8)
-    begin = -whole.ctypes.data % 64
-    return whole[begin : begin + size]
 
 
 def _named(codes: Array, name: str) -> Array:

@@ -36,9 +36,9 @@ def compare(file: Path, out: Path, feeds: list[dict[str, Any]]) -> None:
                 assert found.dtype == wanted.dtype
                 np.testing.assert_allclose(found, wanted, atol=RELATIVE * np.abs(wanted).max())
         assert isinstance(net, Net)
-        calls = net.system_calls()
+        calls = net.counters()
         net.run(feeds[-1])
-        assert net.system_calls() == calls  # a run over known shapes asks the system for nothing
+        assert net.counters() == calls  # a run over known shapes asks the system for nothing
 
 
 def tokens(vocab: int, rows: int, length: int) -> Any:
