@@ -159,15 +159,19 @@ def _phases(run: Run, imported: OnnxImported, context: Context) -> tuple[Graph, 
 
 
 def _unserved(error: UnservedError, chosen: Target) -> str:
-    """All operators that a device lacks a kernel for, and where else they run."""
+    """All operators that a device has no kernel for, with their nodes, and where else they run."""
+    nodes: dict[tuple[str, str], list[str]] = {}
+    for op, refused in error.ops:
+        named = op.name.removeprefix("onnx_")
+        why = next((r.reason for r in refused if r.kernel == named), "")
+        nodes.setdefault((lookup(op).onnx or op.name, why), []).append(op.loc or str(op.out))
     lines = [
-        f"  {lookup(op).onnx or op.name} of {op.loc or op.out}: "
-        + (next((r.reason for r in refused if r.kernel in op.name), "") or "no kernel")
-        for op, refused in error.ops
+        f"  {operator}{f' {why}' if why else ''}: {', '.join(names)}"
+        for (operator, why), names in nodes.items()
     ]
-    count = len({lookup(op).onnx for op, _ in error.ops})
+    count = len({operator for operator, _ in nodes})
     return (
-        f"{count} operators have no kernel for {chosen.name}; `--target cpu` runs them:\n"
+        f"{count} operator(s) without a kernel for {chosen.name}; --target cpu has them all:\n"
         + "\n".join(lines)
     )
 
