@@ -46,6 +46,7 @@ class CudaFamily:
 
 FAMILIES: dict[str, CudaFamily] = {
     "arithmetic": CudaFamily(host_ins={"clip": (1, 2)}),
+    "attention": CudaFamily(),
     "mat_mul": CudaFamily(without=("det",)),
 }
 
