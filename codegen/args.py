@@ -58,6 +58,7 @@ class Element(IntEnum):
 
     F32 = 0
     BF16 = 1
+    F8E4M3 = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ _ROWS = Field("rows", "int32_t", "Count: which row count of the step this runs o
 _EPS = Field("eps", "float")
 _OUT_TYPE = Field("out_type", "int32_t", "Element")
 _SCALE = Field("scale", "float")
+_CACHE_TYPE = Field("cache_type", "int32_t", "Element")
 _X_STRIDE = Field("x_stride", "int64_t", "elements from one row of x to the next")
 
 LINEAR = ArgsStruct(
@@ -241,12 +243,16 @@ ROPE_APPEND = ArgsStruct(
     "RopeAppendArgs",
     "qkv [T, (heads + 2*kv_heads) * head_dim] -> q rotated [T, heads*head_dim] in out; k rotated\n"
     "and v written to cache[head][pos + t][:]. Optional RMS norm per head (q_gamma, k_gamma)\n"
-    "before the rotation. rotate-half pairs; angle pos * inv_freq; cos and sin times `scale`.",
+    "before the rotation. rotate-half pairs; angle pos * inv_freq; cos and sin times `scale`.\n"
+    "A cache of F8E4M3 holds e4m3(k / k_scale) and e4m3(v / v_scale), saturating.",
     (
         *_refs("qkv", "q_gamma", "k_gamma", "inv_freq", "k_cache", "v_cache", "out"),
         *_ints("heads", "kv_heads", "head_dim"),
         _EPS,
         _SCALE,
+        _CACHE_TYPE,
+        Field("k_scale", "float"),
+        Field("v_scale", "float"),
     ),
 )
 
@@ -254,11 +260,14 @@ ATTENTION = ArgsStruct(
     "AttentionArgs",
     "Causal attention over the cache: the query of token t sees keys 0..pos+t, and of those only\n"
     "the last `window` when window > 0. q, out [T, heads*head_dim]; caches [kv_heads, context,\n"
-    "head_dim].",
+    "head_dim]. Scores q . k * scale become softcap * tanh(score / softcap) when softcap > 0.\n"
+    "Keys of F8E4M3 have their scale in `scale`; values are times v_scale, elsewhere 1.",
     (
         *_refs("q", "k_cache", "v_cache", "out"),
         *_ints("heads", "kv_heads", "head_dim", "window"),
         _SCALE,
+        Field("softcap", "float"),
+        Field("v_scale", "float"),
     ),
 )
 
@@ -300,8 +309,8 @@ ROPE = ArgsStruct(
 
 KV_APPEND = ArgsStruct(
     "KvAppendArgs",
-    "cache[head][pos + t][:] = x[t, head, :].",
-    (*_refs("x", "cache"), *_ints("heads", "head_dim")),
+    "cache[head][pos + t][:] = x[t, head, :]; e4m3(x / cache_scale) in a cache of F8E4M3.",
+    (*_refs("x", "cache"), *_ints("heads", "head_dim"), _CACHE_TYPE, Field("cache_scale", "float")),
 )
 
 ARGS: tuple[ArgsStruct, ...] = (

@@ -98,6 +98,7 @@ class HeadRule:
     """A kernel over heads: what head_dim may be, and the rows of a bucket it serves.
 
     head_dim: a multiple of `multiple`, at most `largest`, one of `dims` where they are given.
+    `cache`: the dtypes of a KV cache (operand 1) that it takes, any where none are given.
     """
 
     multiple: int = 1
@@ -105,8 +106,12 @@ class HeadRule:
     dims: tuple[int, ...] = ()
     least_rows: int = 1
     most_rows: int | None = None
+    cache: tuple[str, ...] = ()
 
     def __call__(self, op: Op, tokens: int) -> str | None:
+        return self._refuse_heads(op) or self._refuse_rows(tokens)
+
+    def _refuse_heads(self, op: Op) -> str | None:
         dim = op.get("head_dim", 0)
         if dim % self.multiple:
             return f"head_dim is {dim}, kernel takes multiples of {self.multiple}"
@@ -114,6 +119,12 @@ class HeadRule:
             return f"head_dim is {dim}, kernel takes at most {self.largest}"
         if self.dims and dim not in self.dims:
             return f"head_dim is {dim}, kernel takes {', '.join(map(str, self.dims))}"
+        enc = op.args[1].type.enc
+        if self.cache and not (isinstance(enc, Plain) and enc.dtype in self.cache):
+            return f"KV cache is {enc}, kernel reads {' or '.join(self.cache)}"
+        return None
+
+    def _refuse_rows(self, tokens: int) -> str | None:
         if tokens < self.least_rows:
             return f"M = {self.least_rows} and more only, bucket has {tokens}"
         if self.most_rows is not None and tokens > self.most_rows:

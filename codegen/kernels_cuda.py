@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Op
 from ..ir.kernel import KernelDecl, Refusal, Workspace
-from ..ir.types import LINEAR, WGMMA
+from ..ir.types import FP8_CACHE, LINEAR, WGMMA
 from . import args
 from .args import ArgsStruct
 from .constraints import EmbedRule, HeadRule, LinearRule, PlainRule
@@ -119,16 +119,24 @@ def _plain(
     return Kernel(decl, family, struct)
 
 
-def attention(shared_bytes: int) -> tuple[Kernel, Kernel]:
-    """The rows of attention where a block has so much shared memory."""
-    dims, promise = head_dims(shared_bytes), "bf16 products, f32 sums, online softmax"
-    decode = HeadRule(dims=dims, most_rows=DECODE_ROWS)
-    prefill = HeadRule(dims=dims, least_rows=DECODE_ROWS + 1)
+def attention(shared_bytes: int) -> tuple[Kernel, ...]:
+    """The rows of attention where a block has so much shared memory, for each dtype of cache."""
+    return tuple(
+        kernel
+        for cache, suffix in (("bf16", ""), (FP8_CACHE, "_fp8"))
+        for kernel in _attention(head_dims(shared_bytes), cache, suffix)
+    )
+
+
+def _attention(dims: tuple[int, ...], cache: str, suffix: str) -> tuple[Kernel, Kernel]:
+    promise = "bf16 products, f32 sums, online softmax"
+    decode = HeadRule(dims=dims, most_rows=DECODE_ROWS, cache=(cache,))
+    prefill = HeadRule(dims=dims, least_rows=DECODE_ROWS + 1, cache=(cache,))
+    few, many = f"attention_decode{suffix}", f"attention_prefill{suffix}"
     return (
-        _plain("attention_decode", args.ATTENTION, decode, promise, family="attention_decode",
-               serves=("attention",), workspace=_attention_decode),
-        _plain("attention_prefill", args.ATTENTION, prefill, promise, family="attention_prefill",
-               serves=("attention",)),
+        _plain(few, args.ATTENTION, decode, promise, family=few, serves=("attention",),
+               workspace=_attention_decode),
+        _plain(many, args.ATTENTION, prefill, promise, family=many, serves=("attention",)),
     )  # fmt: skip
 
 
@@ -165,6 +173,10 @@ KERNELS: tuple[Kernel, ...] = (
     _plain("take_rows", args.TAKE_ROWS, PlainRule(multiple=8), "a copy"),
     _plain("rope", args.ROPE, HeadRule(multiple=4, largest=512), _F32, family="rope_append"),
     _plain(
-        "kv_append", args.KV_APPEND, PlainRule((1,), ("bf16",), 4), "a copy", family="rope_append"
+        "kv_append",
+        args.KV_APPEND,
+        PlainRule((1,), ("bf16",), 4),
+        "one rounding",
+        family="rope_append",
     ),
 )

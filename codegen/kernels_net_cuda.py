@@ -46,7 +46,6 @@ class CudaFamily:
 
 FAMILIES: dict[str, CudaFamily] = {
     "arithmetic": CudaFamily(host_ins={"clip": (1, 2)}),
-    "attention": CudaFamily(),
     "mat_mul": CudaFamily(without=("det",)),
 }
 
@@ -116,8 +115,7 @@ def _of_rounded_rows(refuses: Refusal) -> Refusal:
         if op.get("prologue", "none") != "none":
             return f"the linear has a prologue, {op.get('prologue', '')}"
         x = Value(op.args[0].name, op.args[0].type.with_enc(Plain("bf16")))
-        attrs = {k: v for k, v in op.attrs.items() if k != "epilogue"}  # linear.cu's own
-        return refuses(Op(op.name, (x, *op.args[1:]), op.outs, attrs, op.loc), rows)
+        return refuses(Op(op.name, (x, *op.args[1:]), op.outs, op.attrs, op.loc), rows)
 
     return answer
 
@@ -137,10 +135,10 @@ def _on_device(kernel: NetKernel) -> KernelDecl:
 
 
 def declarations(target: str) -> tuple[KernelDecl, ...]:
-    """Those of FAMILIES on the device, every operator on the host, linears, and control flow."""
+    """Every operator on the host, those of FAMILIES on the device, linears, and control flow."""
     return (
-        *(_on_device(kernel) for kernel in KERNELS if family_of(kernel)),
         *map(_on_host, KERNELS),
+        *(_on_device(kernel) for kernel in KERNELS if family_of(kernel)),
         *(kernel.decl for kernel in linears(target)),
         control(_CUDA),
     )

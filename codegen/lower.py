@@ -69,7 +69,7 @@ def _types(**operands: Value) -> Fields:
     for name, value in operands.items():
         enc = value.type.enc
         if not isinstance(enc, Plain) or enc.dtype.upper() not in Element.__members__:
-            raise IRError(f"{value}: expected f32 or bf16, found {enc}")
+            raise IRError(f"{value}: expected f32, bf16 or f8e4m3, found {enc}")
         if enc.dtype != "f32":
             found[f"{name}_type"] = int(Element[enc.dtype.upper()])
     return found
@@ -135,6 +135,11 @@ def _heads(op: Op, *names: str) -> Fields:
     return {name: op.get(name, 0) for name in names}
 
 
+def _cache_scales(op: Op, *names: str) -> Fields:
+    """The scales of a quantised cache."""
+    return {name: op.get(name, 0.0) for name in names if name in op.attrs}
+
+
 def _rope_append(op: Op) -> Fields:
     qkv, keys, values, _, inv_freq, *gammas = op.args
     norms = {f"{which}_gamma": ref(g) for which, g in zip("qk", gammas, strict=False)}
@@ -148,6 +153,8 @@ def _rope_append(op: Op) -> Fields:
         **_heads(op, "heads", "kv_heads", "head_dim"),
         "eps": op.get("eps", 0.0),
         "scale": op.get("scale", 1.0),
+        **_types(cache=keys),
+        **_cache_scales(op, "k_scale", "v_scale"),
     }
 
 
@@ -157,7 +164,9 @@ def _attention(op: Op) -> Fields:
         **{name: ref(value) for name, value in zip(names, op.args, strict=False)},
         "out": ref(op.out),
         **_heads(op, "heads", "kv_heads", "head_dim", "window"),
-        "scale": op.get("scale", 1.0),
+        "scale": op.get("scale", 1.0) * op.get("k_scale", 1.0),
+        **({"softcap": op.get("softcap", 0.0)} if "softcap" in op.attrs else {}),
+        "v_scale": op.get("v_scale", 1.0),
     }
 
 
@@ -195,7 +204,8 @@ def _rope(op: Op) -> Fields:
 def _kv_append(op: Op) -> Fields:
     cache, x, _ = op.args
     heads, _, dim = cache.type.static
-    return {"x": ref(x), "cache": ref(cache), "heads": heads, "head_dim": dim}
+    operands: Fields = {"x": ref(x), "cache": ref(cache), "heads": heads, "head_dim": dim}
+    return operands | _types(cache=cache) | _cache_scales(op, "cache_scale")
 
 
 _LOWER: dict[str, Callable[[Op], Fields]] = {

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm_ffi
 
+from ..ir import numerics
 from ..ir.errors import IRError, TargetError
 from ..ir.graph import Op, Value
 from ..ir.interp import evaluate
@@ -23,7 +24,7 @@ from ..ir.numerics import NUMPY_DTYPES, Array
 from ..ir.opdef import Data, array
 from ..ir.ops_fused import unquantized
 from ..ir.ops_model import LOGITS_ROWS
-from ..ir.types import P16, PAGED, PANEL_ROWS, Plain, TensorType
+from ..ir.types import P16, PAGED, PANEL_ROWS, QUANTISED_CACHES, Plain, TensorType
 from ..runtime.artifact import SelfTest
 from .args import Space
 from .kernels import LINEAR_OPS, Kernel
@@ -161,6 +162,7 @@ def _try(case: Case, plan: Plan, session: Session, rng: np.random.Generator) -> 
     ratio = -1.0
     for value, want, bound in zip(case.op.outs, expected, bounds, strict=True):
         found, want = _result(value, array(want), columns, case, position, session)
+        want = want.astype(np.float64)
         error = np.abs(found.astype(np.float64) - want)
         error[~np.isfinite(error)] = np.inf
         limit = np.broadcast_to(bound + _stored(value) * np.abs(want), error.shape)
@@ -237,14 +239,22 @@ def _cache(
 ) -> Data:
     """Random keys or values [heads, position + tokens, head_dim]: as much as the step sees."""
     heads, _, dim = value.type.static
-    data = rng.standard_normal((heads, position + case.tokens, dim)).astype(_dtype(value))
+    data = rng.standard_normal((heads, position + case.tokens, dim))
+    if value.type.enc in QUANTISED_CACHES:  # over the whole range, some saturated
+        data = numerics.e4m3_saturate((data * numerics.E4M3_MAX / 3).astype(np.float32))
+    data = data.astype(_dtype(value))
     session.write_cache(value, data)
     return data
 
 
-def _dtype(value: Value) -> np.dtype[Any]:
+def dtype_name(value: Value) -> str:
+    """The IR dtype of a plain value."""
     assert isinstance(value.type.enc, Plain)
-    return np.dtype(NUMPY_DTYPES[value.type.enc.dtype])
+    return value.type.enc.dtype
+
+
+def _dtype(value: Value) -> np.dtype[Any]:
+    return np.dtype(NUMPY_DTYPES[dtype_name(value)])
 
 
 # --- results -------------------------------------------------------------------------------------

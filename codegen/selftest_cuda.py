@@ -18,7 +18,7 @@ from ..ir.types import PAGE
 from .args import Space
 from .lower import ref
 from .plan import Plan
-from .selftest import Bytes, Case, Session, cases
+from .selftest import Bytes, Case, Session, cases, dtype_name
 
 
 class DeviceSession(Session):
@@ -55,5 +55,6 @@ class DeviceSession(Session):
         """Positions of a paged cache [heads, positions, head_dim]."""
         heads, _, dim = value.type.static
         shape = self._pages, heads, PAGE, dim
-        found = self.peek(int(Space.STATE), ref(value).offset * self._pages, shape, "bf16")
+        at, dtype = ref(value).offset * self._pages, dtype_name(value)
+        found = self.peek(int(Space.STATE), at, shape, dtype)
         return found.swapaxes(0, 1).reshape(heads, self._pages * PAGE, dim)[:, rows]

@@ -19,6 +19,7 @@ from ..ir import numerics
 from ..ir.graph import Op
 from ..ir.numerics import F64
 from ..ir.opdef import Data, array, f64
+from ..ir.ops_fused import split_qkv
 from ..ir.ops_model import weight_matrix
 
 UNIT = 2.0**-24
@@ -146,8 +147,19 @@ def _rope_append(
         )
         unit += _rounding(dim)
     turned = [_turned(x, dim, scale, unit) for x in (q, k)]
+    bound = turned[1]
+    if code_scale := op.get("k_scale", 0.0):
+        bound = _straddled(f64(split_qkv(op, args)[1]), bound, code_scale)
     # Cache rows [head, token, dim] of the tokens of this step; older rows are not looked at.
-    return [turned[0], by_head(turned[1], kv_heads), np.zeros(())]
+    return [turned[0], by_head(bound, kv_heads), np.zeros(())]
+
+
+def _straddled(x: F64, error: F64, scale: float) -> F64:
+    """How far the FP8 code of x may be from that of x +- error: zero but where an edge between two
+    codes lies within.
+    """
+    below, at, above = (f64(numerics.kv_codes(x + d, scale)) for d in (-error, 0, error))
+    return np.maximum(np.abs(above - at), np.abs(below - at))
 
 
 def by_head(rows: F64, heads: int) -> F64:
@@ -158,11 +170,13 @@ def by_head(rows: F64, heads: int) -> F64:
 def _attention(op: Op, args: list[Data], results: tuple[Data, ...], precision: float) -> list[F64]:
     heads, kv_heads, dim = op.get("heads", 0), op.get("kv_heads", 0), op.get("head_dim", 0)
     q, keys, values = map(f64, args[:3])
+    keys, values = keys * op.get("k_scale", 1.0), values * op.get("v_scale", 1.0)
     group = heads // kv_heads
     by_query = np.abs(q).reshape(q.shape[0], kv_heads, group, dim)
     scores = np.einsum("tkgd,kcd->tkg", by_query, np.abs(keys).max(axis=1, keepdims=True))
     # An error e of a score moves its weight by a factor exp(e); weights are normed to one.
     error = 2 * _rounding(dim) * np.abs(op.get("scale", 1.0)) * scores
+    error = error + _TRANSCENDENTAL * op.get("softcap", 0.0)
     largest = np.abs(values).max(axis=1)
     relative = np.expm1(np.minimum(2 * error, 1)) + _rounding(keys.shape[1]) + _TRANSCENDENTAL
     relative = relative + precision  # to which the weights are rounded before they meet the values

@@ -58,10 +58,14 @@ def attention(
         k = head_rmsnorm(net, k, f"{at}.k_norm", c.kv_heads)
     q = rope(net, q, f"{at}.q_rope", c.heads)
     k = rope(net, k, f"{at}.k_rope", c.kv_heads)
-    keys, values = (_cached(net, rows, f"{at}.{name}_cache") for name, rows in (("k", k), ("v", v)))
+    by_kind = {kind: net.cache_scale(at, kind) for kind in "kv"}
+    keys, values = (
+        net.append(rows, f"{at}.{kind}_cache", by_kind[kind]) for kind, rows in (("k", k), ("v", v))
+    )
+    scales = {f"{kind}_scale": scale for kind, scale in by_kind.items() if scale is not None}
     o = net.b.op(
         "attention", q, keys, values, net.pos, loc=at, heads=c.heads, kv_heads=c.kv_heads,
-        head_dim=c.head_dim, scale=c.head_dim**-0.5, window=c.windows[layer],
+        head_dim=c.head_dim, scale=c.head_dim**-0.5, window=c.windows[layer], hint="v", **scales,
     )  # fmt: skip
     return net.linear(o, f"{at}.o_proj", c.hidden_size, bias=out_bias)
 
@@ -79,12 +83,6 @@ def rope(net: Net, x: Value, loc: str, heads: int) -> Value:
     table = net.b.weight(INV_FREQ, tensor("f32", c.head_dim // 2))
     return net.b.op("rope", x, net.pos, table, loc=loc, heads=heads, head_dim=c.head_dim,
                     scale=net.rope_scale)  # fmt: skip
-
-
-def _cached(net: Net, rows: Value, source: str) -> Value:
-    c = net.config
-    cache = net.b.state(source, tensor("f32", c.kv_heads, net.context, c.head_dim))
-    return net.b.op("kv_append", cache, rows, net.pos, loc=source)
 
 
 def gated_mlp(net: Net, x: Value, module: str, *, bias: bool) -> Value:

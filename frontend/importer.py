@@ -17,6 +17,7 @@ from .config import ModelConfig, architecture_of, read_config, read_generation, 
 from .container import Checkpoint
 from .dialects import check_finite
 from .families import family_of
+from .kv_cache import AUTO, kv_cache_of
 from .net import INV_FREQ, LinearFacts, Net
 from .quant_config import read_quant_config
 from .rope import F32, inverse_frequencies
@@ -28,8 +29,9 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 EXCUSES: tuple[tuple[str, str], ...] = (
     (r"(?:.*\.)?rotary_emb\.inv_freq", "rotary frequencies are computed from the config"),
-    (r".*\.(?:[qkv]_scale|kv_scale)", "scale of a quantised KV cache; the cache here is f32"),
-    (r".*\.[kv]_proj\.[kv]_bias", "offset of a quantised KV cache; the cache here is f32"),
+    (r".*\.(?:[kv]_scale|kv_scale)", "scale of a quantised KV cache; this one is not"),
+    (r".*\.q_scale", "scale of quantised queries; they stay as they are"),
+    (r".*\.[kv]_proj\.[kv]_bias", "offset of a quantised KV cache; there is none here"),
 )
 """(pattern of a tensor's name, why the graph may leave it), for every family."""
 
@@ -76,10 +78,12 @@ class Imported:
     files: tuple[Path, ...]
 
 
-def import_model(checkpoint: Checkpoint, *, context: int | None) -> Imported:
+def import_model(checkpoint: Checkpoint, *, context: int | None, kv_cache: str = AUTO) -> Imported:
     """The graph of one step: ids i32 [T], pos i32, rows i32 [R] -> logits f32 [R, vocab].
 
-    `context`: positions of KV cache; None: 4096, or what the model was made for if less. Raises
+    `context`: positions of KV cache; None: 4096, or what the model was made for if less.
+    `kv_cache`: one of kv_cache.CHOICES; a cache is typed as the checkpoint means it, phase 32 makes
+    of it what the target has. Raises
     ModelError for an unknown architecture, for a tensor that is missing, damaged or misshapen, and
     for one that nothing reads and no rule excuses.
     """
@@ -106,11 +110,15 @@ def import_model(checkpoint: Checkpoint, *, context: int | None) -> Imported:
         context,
         _prefixes(checkpoint),
         rope_scale,
+        kv_cache_of(checkpoint.quantization, kv_cache),
     )
     logits = decoder(net, family.block)
     generated = {INV_FREQ: _with_factors(net, table)}
     _account(net, family)
-    graph = net.b.build(logits, family=config.model_type, context=context, vocab=config.vocab_size)
+    said = {"kv_cache": net.kv_cache.why} if net.kv_cache.why else {}
+    graph = net.b.build(
+        logits, family=config.model_type, context=context, vocab=config.vocab_size, **said
+    )
     return Imported(
         graph=graph,
         weights=Weights(checkpoint, generated),

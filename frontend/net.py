@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from ..ir.builder import Builder
 from ..ir.graph import Value
-from ..ir.types import GGUF_BLOCKS, tensor
+from ..ir.types import FP8_CACHE, GGUF_BLOCKS, tensor
 from .config import ModelConfig
 from .container import Checkpoint
 from .dialects import QuantizedWeight, quantized_weight
+from .kv_cache import KvCache, kv_scale
 from .quant_config import FP8, W4A4, W4A16, QuantConfig
 from .tensor_info import fault
 
@@ -55,10 +56,11 @@ class Net:
 
     def __init__(
         self, checkpoint: Checkpoint, config: ModelConfig, quant: QuantConfig, context: int,
-        prefixes: Mapping[str, str], rope_scale: float,
+        prefixes: Mapping[str, str], rope_scale: float, kv_cache: KvCache,
     ) -> None:  # fmt: skip
         self.checkpoint, self.config, self.quant = checkpoint, config, quant
         self.context, self.prefixes, self.rope_scale = context, prefixes, rope_scale
+        self.kv_cache = kv_cache
         self.names = frozenset(checkpoint.names())
         self.ledger = Ledger()
         self.b = Builder("step")  # one call: T tokens in, logits of R rows out
@@ -76,6 +78,26 @@ class Net:
 
     def add(self, a: Value, b: Value, loc: str) -> Value:
         return self.b.op("add", a, b, loc=loc)
+
+    # ---- the KV cache --------------------------------------------------------------------------
+
+    def cache_scale(self, attention: str, kind: str) -> float | None:
+        """What keys ("k") or values ("v") of a layer are divided by in an FP8 cache; None: there
+        is none.
+        """
+        if not self.kv_cache.quantised:
+            return None
+        stored, why = self.stored(attention), self.kv_cache.why
+        name, value = kv_scale(self.checkpoint, self.names, stored, kind, why)
+        self.ledger.used.add(name)
+        return value
+
+    def append(self, rows: Value, source: str, scale: float | None) -> Value:
+        """The cache `source` of rows [T, kv_heads * head_dim] behind this step's."""
+        c = self.config
+        dtype, attrs = ("f32", {}) if scale is None else (FP8_CACHE, {"cache_scale": scale})
+        cache = self.b.state(source, tensor(dtype, c.kv_heads, self.context, c.head_dim))
+        return self.b.op("kv_append", cache, rows, self.pos, loc=source, hint="v", **attrs)
 
     # ---- weights -------------------------------------------------------------------------------
 

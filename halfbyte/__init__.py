@@ -31,6 +31,7 @@ def compile(
     quantize: str | None = None,
     recipe: str = "auto",
     context: int | None = None,
+    kv_cache: str = "auto",
     allow_fallback: Collection[str] = (),
     dims: Mapping[str, int] | None = None,
 ) -> CompileReport:
@@ -39,8 +40,9 @@ def compile(
     target: "cpu", "sm_120a", "sm_120f" or "sm_90a", or several: "sm_120a,sm_90a,cpu". quantize:
     "nvfp4" turns unquantised linears into NVFP4. recipe: "w4a4", "w4a16", or "auto", the
     checkpoint's as the target serves it. context: positions of the KV cache (4096, or what the
-    model was made for if that is less). allow_fallback: slow kernels permitted by name. dims:
-    extents of an ONNX graph to bind, a symbol or INPUT.AXIS to a number.
+    model was made for if that is less). kv_cache: "auto" (FP8 where the checkpoint declares it and
+    the target has kernels), "bf16" (not quantised) or "fp8". allow_fallback: slow kernels permitted
+    by name. dims: extents of an ONNX graph to bind, a symbol or INPUT.AXIS to a number.
     Raises ModelError, TargetError.
     """
     from .driver import Options, compile_model
@@ -53,6 +55,7 @@ def compile(
             quantize=quantize,
             recipe=recipe,
             context=context,
+            kv_cache=kv_cache,
             allow_fallback=frozenset(allow_fallback),
             dims=tuple((dims or {}).items()),
         )

@@ -11,7 +11,6 @@ from typing import Any
 from .driver import CompileReport, Options, compile_model
 from .ir.errors import ModelError
 from .roofline import Floor
-from .runtime.devices import is_cuda
 
 _HELP = "compile a model (SafeTensors folder, GGUF file) or an ONNX graph into an artifact"
 
@@ -31,6 +30,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
                         "serves it")  # fmt: skip
     parser.add_argument("--context", type=int, metavar="N", help="positions of the KV cache "
                         "(default 4096, or what the model was made for if less)")  # fmt: skip
+    parser.add_argument("--kv-cache", default="auto", choices=["auto", "bf16", "fp8"],
+                        help="auto: FP8 where the checkpoint declares it and the target has "
+                        "kernels; bf16: never quantised; fp8: by the checkpoint's scales or not "
+                        "at all")  # fmt: skip
     parser.add_argument("--allow-fallback", action="append", default=[], metavar="NAME",
                         help="permit a slow kernel by name")  # fmt: skip
     parser.add_argument(
@@ -70,6 +73,7 @@ def options_of(args: argparse.Namespace) -> Options:
         quantize=args.quantize,
         recipe=args.recipe,
         context=args.context,
+        kv_cache=args.kv_cache,
         allow_fallback=frozenset(args.allow_fallback),
         dims=tuple(map(_dim, args.dim)),
         dump=args.dump,
@@ -132,32 +136,22 @@ def _target(report: CompileReport, named: bool) -> list[str]:
     kinds = ", ".join(f"{count} x {name}" for name, count in report.kernels.items())
     formats = ", ".join(f"{name} {_mib(n)}" for name, n in report.bytes_by_format.items())
     if report.is_net:
-        rows = _net(report, kinds, formats)
-        return [f"{name:10} {text}" for name, text in (*_named(report, named), *rows)]
+        return [f"{name:10} {text}" for name, text in _net(report, kinds, formats)]
     rows = [
-        *_named(report, named),
+        *([("target", report.target)] if named else []),
         ("launches", f"{report.launches} per step, buckets {list(report.buckets)}"),
         ("kernels", kinds),
         ("fallbacks", str(report.fallbacks)),
         ("weights", formats),
         ("memory", f"arena {_mib(report.arena)}, workspace {_mib(report.workspace)}, "
-                   f"KV cache {_mib(report.state)} for {report.context} positions"),
-        ("self-test", _selftest(report, "the interpreter")),
+                   f"KV cache {_mib(report.state)} in {report.kv_cache} for {report.context} "
+                   "positions"),
+        ("self-test", f"{report.selftests} kernels against the interpreter, worst "
+                      f"{report.worst_selftest:.0%} of the tolerance" if report.selftests
+                      else "none: it takes the device"),
         ("roofline", _roofline(report.floor)),
     ]  # fmt: skip
     return [f"{name:10} {text}" for name, text in rows]
-
-
-def _named(report: CompileReport, named: bool) -> list[tuple[str, str]]:
-    return [("target", report.target)] if named else []
-
-
-def _selftest(report: CompileReport, oracle: str) -> str:
-    """What was tested: nothing where that takes a device, or a graph launches nothing."""
-    if not report.selftests and is_cuda(report.target):
-        return "none: it takes the device"
-    worst = f"worst {report.worst_selftest:.0%} of the tolerance"
-    return f"{report.selftests} kernels against {oracle}, {worst}"
 
 
 def _net(report: CompileReport, kinds: str, formats: str) -> list[tuple[str, str]]:
@@ -166,5 +160,6 @@ def _net(report: CompileReport, kinds: str, formats: str) -> list[tuple[str, str
         ("launches", str(report.launches)),
         ("kernels", kinds),
         ("weights", formats or "none"),
-        ("self-test", _selftest(report, "onnx's reference evaluator")),
-    ]
+        ("self-test", f"{report.selftests} kernels against onnx's reference evaluator, worst "
+                      f"{report.worst_selftest:.0%} of the tolerance"),
+    ]  # fmt: skip

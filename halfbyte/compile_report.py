@@ -11,6 +11,7 @@ from pathlib import Path
 from .dumps import Dumps, PhaseLine
 from .ir.graph import Graph, Value
 from .ir.text import to_text
+from .kv_cache_words import kv_cache_words
 from .passes.context import Context
 from .passes.launches import launched
 from .passes.onnx_lifetimes import is_onnx
@@ -41,6 +42,7 @@ class CompileReport:
     arena: int
     workspace: int
     state: int
+    kv_cache: str
     context: int
     selftests: int
     worst_selftest: float
@@ -89,6 +91,7 @@ def report_of(
         arena=space_bytes(graph, ARENA) * buckets[-1],
         workspace=facts.arena.workspace if facts else 0,
         state=space_bytes(graph, STATE),
+        kv_cache=kv_cache_words(graph),
         context=artifact.manifest.model.context if artifact else 0,
         selftests=len(tests),
         worst_selftest=max((t.max_abs / t.tolerance for t in tests if t.tolerance), default=0.0),

@@ -34,6 +34,7 @@ from .compile_report import CompileReport, report_of
 from .dumps import Dumps, PhaseLine
 from .environment import cache_folder, compiler_command, cuda_home
 from .frontend import Imported, import_model, open_checkpoint
+from .frontend.kv_cache import CHOICES, FP8
 from .ir.errors import IRError, ModelError
 from .ir.graph import Graph
 from .ir.rewrite import LogEntry
@@ -71,6 +72,7 @@ class Options:
     quantize: str | None = None
     recipe: str = "auto"
     context: int | None = None
+    kv_cache: str = "auto"
     allow_fallback: frozenset[str] = frozenset()
     dump: Path | None = None
     compile_to: str | None = None
@@ -123,7 +125,7 @@ def compile_model(options: Options) -> CompileReport:
     targets = targets_of(options)
     start = time.perf_counter()
     checkpoint = open_checkpoint(options.model)
-    imported = import_model(checkpoint, context=options.context)
+    imported = import_model(checkpoint, context=options.context, kv_cache=options.kv_cache)
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
     made: list[_Made] = []
@@ -158,6 +160,7 @@ def _compile(run: Run, imported: Imported) -> _Made:
     context = Context(
         target=run.target, kernels=declarations(run.target.name), weights=imported.weights,
         recipe=options.recipe, quantize=options.quantize, allow_fallback=options.allow_fallback,
+        needs_fp8_cache=options.kv_cache == FP8,
     )  # fmt: skip
     text = pipeline.check(imported.graph, IMPORT)
     run.hook(Report(IMPORT, IMPORT_WHY, imported.graph, "", text, _import_log(imported)))
@@ -190,6 +193,8 @@ def _import_log(imported: Imported) -> tuple[LogEntry, ...]:
 def _check(options: Options, targets: Sequence[Target]) -> None:
     if options.recipe not in RECIPES:
         raise ModelError(f"recipe {options.recipe!r}: unknown, expected {', '.join(RECIPES)}")
+    if options.kv_cache not in CHOICES:
+        raise ModelError(f"kv_cache {options.kv_cache!r}: unknown, expected {', '.join(CHOICES)}")
     if options.quantize not in (None, "nvfp4"):
         raise ModelError(f"quantize {options.quantize!r}: unknown, expected nvfp4")
     names = {k.name for t in targets for k in declarations(t.name) if k.fallback}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .inspect_format import count, size, table, wrapped
 from .inspect_source import Source
-from .runtime.devices import is_cuda
+from .kv_cache_words import kv_cache_words
 from .runtime.manifest import ModelFacts, NetFacts, PortFacts, SelfTest, TargetFacts
 
 
@@ -37,6 +37,7 @@ class Summary:
     arena_per_token: int
     workspace: int
     state: int
+    kv_cache: str
     generation: dict[str, object]
     net: NetFacts | None
 
@@ -69,6 +70,7 @@ def summary(source: Source) -> Summary:
         arena_per_token=t.arena.per_token,
         workspace=t.arena.workspace,
         state=t.arena.state,
+        kv_cache=kv_cache_words(source.last) if source.phases and m.net is None else "",
         generation=dict(m.generation),
         net=m.net,
     )
@@ -91,6 +93,10 @@ def summary_text(s: Summary) -> list[str]:
     """One fact a line, the longest wrapped."""
     m = s.model
     kind = f", {s.recipe.upper()}" if s.recipe else ""
+    worst = (
+        f"; the nearest to its tolerance is {s.worst.kernel} at {share(s.worst):.0%} of it"
+        if s.worst else ""
+    )  # fmt: skip
     rows = [
         *_model(s, kind),
         ("made from", ", ".join(f"{name} ({h[:12]})" for name, h in m.sources.items()) or "?"),
@@ -103,22 +109,12 @@ def summary_text(s: Summary) -> list[str]:
         ("fallbacks", str(s.fallbacks)),
         ("phases", f"{len(s.phases)}, {len(s.changed)} of them changed the graph; "
                    f"{s.compile_ms / 1e3:.1f} s"),
-        ("self-test", _selftest(s)),
+        ("self-test", f"{count(s.selftests, 'case')} against "
+                      f"{'onnx' if s.net else 'the interpreter'}{worst}"),
         ("generation", json.dumps(s.generation) if s.generation else "no defaults given"),
     ]  # fmt: skip
     lines = [line for name, text in rows for line in wrapped(text or "-", f"{name:11} ")]
     return [*lines, "", *_next(s.path)]
-
-
-def _selftest(s: Summary) -> str:
-    if not s.selftests and is_cuda(s.target):
-        return "none: compiled, and not run, for want of a device"
-    worst = (
-        f"; the nearest to its tolerance is {s.worst.kernel} at {share(s.worst):.0%} of it"
-        if s.worst
-        else ""
-    )
-    return f"{count(s.selftests, 'case')} against {'onnx' if s.net else 'the interpreter'}{worst}"
 
 
 def _model(s: Summary, kind: str) -> list[tuple[str, str]]:
@@ -151,7 +147,7 @@ def _step(s: Summary) -> list[tuple[str, str]]:
         return [("memory", "shapes are facts of a run, which uses the memory of the one before")]
     return [
         ("memory", f"arena {size(s.arena_per_token)} a token, workspace {size(s.workspace)}, "
-                   f"KV cache {size(s.state)}"),
+                   f"KV cache {size(s.state)}{f' in {s.kv_cache}' if s.kv_cache else ''}"),
         ("buckets", f"{', '.join(map(str, s.buckets))} tokens; {s.launches} launches a step"),
     ]  # fmt: skip
 

@@ -64,6 +64,15 @@ def e4m3_saturate(x: F32) -> Array:
     return np.clip(x, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn)
 
 
+def kv_codes(rows: Array, scale: float) -> Array:
+    """Rows of keys or values as an FP8 cache holds them: e4m3(row / scale), in f32, saturating.
+
+    A row is then code * scale (vLLM `scaled_convert`, ModelOpt's k_scale and v_scale).
+    """
+    with np.errstate(over="ignore"):  # saturates below
+        return e4m3_saturate(rows.astype(np.float32) / np.float32(scale))
+
+
 def pack_codes(codes: U8) -> U8:
     """[..., K] codes to [..., K/2] bytes: even k in the low nibble."""
     return np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], np.uint8(4)))

@@ -9,7 +9,13 @@ from .errors import IRError
 from .graph import Op, Value
 from .numerics import F64, Array
 from .opdef import Data, OpDef, activation, array, expect, f64, plain, result
-from .ops_model import append_rows, infer_matmul, rope_heads, weight_matrix
+from .ops_model import (
+    append_rows,
+    check_cache_scales,
+    infer_matmul,
+    rope_heads,
+    weight_matrix,
+)
 from .types import TensorType, tensor
 
 PROLOGUES = ("none", "rmsnorm", "silu_mul")
@@ -95,6 +101,7 @@ def _infer_rope_append(op: Op) -> tuple[TensorType, ...]:
     expect(op, "width of qkv", qkv.last, (heads + 2 * kv_heads) * dim)
     expect(op, "key cache", (keys.static[0], keys.static[2]), (kv_heads, dim))
     expect(op, "value cache", plain(op, 2), keys)
+    check_cache_scales(op, keys, "k_scale", "v_scale")
     expect(op, "inverse frequencies", plain(op, 4, "f32").static, (dim // 2,))
     if len(op.args) not in (5, 7):
         raise IRError("rope_append: q and k gammas come together")
@@ -121,8 +128,8 @@ def split_qkv(op: Op, args: list[Data]) -> tuple[Array, Array, Array]:
 def _rope_append(op: Op, args: list[Data]) -> tuple[Data, ...]:
     q, k, v = split_qkv(op, args)
     position = int(array(args[3]))
-    keys = append_rows(array(args[1]), k, position)
-    return q, keys, append_rows(array(args[2]), v, position)
+    keys = append_rows(array(args[1]), k, position, op.get("k_scale", 0.0))
+    return q, keys, append_rows(array(args[2]), v, position, op.get("v_scale", 0.0))
 
 
 OPS: dict[str, OpDef] = {
@@ -134,5 +141,7 @@ OPS: dict[str, OpDef] = {
                          5, 7, _infer_rope_append, _rope_append,
                          attrs={"heads": "q heads", "kv_heads": "k and v heads",
                                 "head_dim": "extent of a head", "eps": "of qk-norm",
-                                "scale": "of cos and sin"}, inplace=(None, 1, 2)),
+                                "scale": "of cos and sin",
+                                "k_scale": "of keys in an FP8 cache",
+                                "v_scale": "of its values"}, inplace=(None, 1, 2)),
 }  # fmt: skip

@@ -13,7 +13,17 @@ from .errors import IRError
 from .graph import Op
 from .numerics import F64, Array
 from .opdef import Data, OpDef, activation, array, expect, f64, parts, plain, result
-from .types import P16, SFATOM, WGMMA, Dim, Nvfp4, Plain, TensorType, tensor
+from .types import (
+    P16,
+    QUANTISED_CACHES,
+    SFATOM,
+    WGMMA,
+    Dim,
+    Nvfp4,
+    Plain,
+    TensorType,
+    tensor,
+)
 
 LOGITS_ROWS = "R"
 
@@ -191,26 +201,43 @@ def _rope(op: Op, args: list[Data]) -> Data:
     return rope_heads(f64(args[0]), position, array(args[2]), heads, scale).astype(np.float32)
 
 
+def check_cache_scales(op: Op, cache: TensorType, *names: str) -> None:
+    """Scales of keys and values go with a quantised cache and only with it. Raises IRError."""
+    for name in names:
+        scale = op.get(name, 0.0)
+        if cache.enc in QUANTISED_CACHES:
+            if not 0 < scale < np.inf:
+                raise IRError(f"{op.name}: {name} is {scale}, expected a finite number above 0")
+        elif name in op.attrs:
+            raise IRError(f"{op.name}: {name} goes with a quantised cache, found {cache}")
+
+
 def _infer_kv_append(op: Op) -> TensorType:
     cache = plain(op, 0)
     heads, _, dim = cache.static
     expect(op, "row", activation(op, 1).last, heads * dim)
+    check_cache_scales(op, cache, "cache_scale")
     return cache
 
 
-def append_rows(cache: Array, rows: Array, position: int) -> Array:
-    """A copy of cache [H, C, D] with rows [T, H * D] at `position`. Raises IRError past the end."""
+def append_rows(cache: Array, rows: Array, position: int, scale: float = 0.0) -> Array:
+    """A copy of cache [H, C, D] with rows [T, H * D] at `position`. Raises IRError past the end.
+
+    `scale`: of the rows in a quantised cache, see `numerics.kv_codes`; 0 where it is none.
+    """
     heads, capacity, dim = cache.shape
     if position + rows.shape[0] > capacity:
         raise IRError(f"kv_append: {position + rows.shape[0]} positions, capacity {capacity}")
     out = cache.copy()
-    by_head = rows.reshape(-1, heads, dim).swapaxes(0, 1)
+    stored = numerics.kv_codes(rows, scale) if scale else rows
+    by_head = stored.reshape(-1, heads, dim).swapaxes(0, 1)
     out[:, position : position + rows.shape[0]] = by_head
     return out
 
 
 def _kv_append(op: Op, args: list[Data]) -> Data:
-    return append_rows(array(args[0]), array(args[1]), int(array(args[2])))
+    scale = op.get("cache_scale", 0.0)
+    return append_rows(array(args[0]), array(args[1]), int(array(args[2])), scale)
 
 
 def _infer_attention(op: Op) -> TensorType:
@@ -219,6 +246,9 @@ def _infer_attention(op: Op) -> TensorType:
     expect(op, "width of q", q.last, heads * dim)
     expect(op, "key cache", (keys.static[0], keys.static[2]), (kv_heads, dim))
     expect(op, "value cache", plain(op, 2), keys)
+    check_cache_scales(op, keys, "k_scale", "v_scale")
+    if op.get("softcap", 0.0) < 0:
+        raise IRError(f"attention: softcap is {op.get('softcap', 0.0)}, expected 0 or more")
     if kv_heads <= 0 or heads % kv_heads:
         raise IRError(f"attention: {heads} heads do not share {kv_heads} key heads evenly")
     return result(op, *q.shape)
@@ -226,8 +256,9 @@ def _infer_attention(op: Op) -> TensorType:
 
 def _attention(op: Op, args: list[Data]) -> Data:
     q, keys, values = map(f64, args[:3])
+    keys, values = keys * op.get("k_scale", 1.0), values * op.get("v_scale", 1.0)
     position, dim = int(array(args[3])), op.get("head_dim", 0)
-    heads, window = op.get("heads", 0), op.get("window", 0)
+    heads, window, cap = op.get("heads", 0), op.get("window", 0), op.get("softcap", 0.0)
     tokens = q.shape[0]
     group = heads // keys.shape[0]
     ahead = np.subtract.outer(
@@ -239,6 +270,7 @@ def _attention(op: Op, args: list[Data]) -> Data:
     for h in range(heads):
         k, v = keys[h // group, : position + tokens], values[h // group, : position + tokens]
         scores = q.reshape(tokens, heads, dim)[:, h] @ k.T * op.get("scale", 1.0)
+        scores = cap * np.tanh(scores / cap) if cap else scores
         scores = np.where(hidden, -np.inf, scores)
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[:, h] = weights / weights.sum(axis=1, keepdims=True) @ v
@@ -268,9 +300,13 @@ OPS: dict[str, OpDef] = {
     "rope": OpDef("rotary embedding, half-rotation order", 3, 3, _infer_rope, _rope,
                   attrs={**_HEADS, "scale": "of cos and sin, 1"}),
     "kv_append": OpDef("rows into the cache at the step's position", 3, 3, _infer_kv_append,
-                       _kv_append, inplace=(0,)),
+                       _kv_append, inplace=(0,),
+                       attrs={"cache_scale": "of rows in an FP8 cache"}),
     "attention": OpDef("causal attention over the cache, grouped heads, optional window", 4, 4,
                        _infer_attention, _attention,
                        attrs={**_HEADS, "kv_heads": "key heads", "scale": "of the scores",
-                              "window": "keys seen, 0 = all"}),
+                              "window": "keys seen, 0 = all",
+                              "softcap": "c of c·tanh(score/c), 0 = none",
+                              "k_scale": "of keys in an FP8 cache",
+                              "v_scale": "of its values"}),
 }  # fmt: skip

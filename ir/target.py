@@ -15,6 +15,7 @@ class Target:
     `nvfp4_layout`, `dense_layout`: what phase 20 makes of weights. `w4a4_native`: whether 4-bit
     activations buy speed here; where they do not, recipe "auto" keeps activations exact (W4A16).
     `activation`, `cache_layout`: dtype of activations and of the KV cache, and how the cache lies.
+    `fp8_cache`: whether kernels also read a KV cache in FP8, where the checkpoint has scales.
     `buckets`: largest token counts a step is compiled for, ascending. Up to `sequences` each token
     is of its own sequence (decode); above, all are one sequence's (prefill).
     `shared_bytes`: most shared memory that a block of a CUDA device may ask for; `sms`: streaming
@@ -33,6 +34,7 @@ class Target:
     graph_capture: bool
     shared_bytes: int = 0
     sms: int = 0
+    fp8_cache: bool = False
 
 
 _SM_120A = Target(
@@ -48,6 +50,7 @@ _SM_120A = Target(
     graph_capture=True,
     shared_bytes=99 * 1024,
     sms=170,
+    fp8_cache=True,
 )
 
 TARGETS: dict[str, Target] = {
@@ -76,6 +79,7 @@ TARGETS: dict[str, Target] = {
         graph_capture=True,
         shared_bytes=227 * 1024,
         sms=132,
+        fp8_cache=True,
     ),
     "sm_120a": _SM_120A,
     # The same kernels, as code that the later minor versions of the family (12.1) run too.

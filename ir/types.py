@@ -193,6 +193,10 @@ class Gguf:
         return (Part("", "u8", (*shape[:-1], shape[-1] // elements * nbytes)),)
 
 
+FP8_CACHE = "f8e4m3"
+"""The dtype of a quantised KV cache; its scales are attributes of the ops that touch it."""
+QUANTISED_CACHES = (Plain(FP8_CACHE), Plain(FP8_CACHE, PAGED))
+
 Encoding = Plain | Nvfp4 | Gguf
 """Open: a new encoding is a dataclass here with `parts`, and one line in `text.py` to read it."""
 

@@ -21,6 +21,7 @@ RECIPES = (AUTO, W4A4, W4A16)
 class Context:
     """The user's wishes, the target's facts, its kernel table, and weights on demand.
 
+    `needs_fp8_cache`: the user insists on a KV cache in FP8, on a target that may have none.
     `weights_start`: where in the weight image the constants of this graph begin; those of other
     graphs of the same model stand before it.
     """
@@ -32,6 +33,7 @@ class Context:
     quantize: str | None = None
     allow_fallback: frozenset[str] = frozenset()
     threads: int = 1
+    needs_fp8_cache: bool = False
     weights_start: int = 0
 
     @property

@@ -35,6 +35,11 @@ def _qkv_rule(context: Context, graph: Graph) -> Rule:
         middle = [o for o in (q_norm, k_norm, q_rope, k_rope, k_append, v_append) if o is not None]
         if any(view.only_use(o.out) is None for o in [*found, *middle]):
             return "q, k or v is read by something else"
+        scales = {
+            name: append.get("cache_scale", 0.0)
+            for name, append in (("k_scale", k_append), ("v_scale", v_append))
+            if "cache_scale" in append.attrs
+        }
         joint = concat_linears(found, view, context, graph)
         if isinstance(joint, str):
             return joint
@@ -44,7 +49,7 @@ def _qkv_rule(context: Context, graph: Graph) -> Rule:
             "rope_append", *operands, hint="q", loc=op.loc,
             heads=op.get("heads", 0), kv_heads=op.get("kv_heads", 0),
             head_dim=op.get("head_dim", 0), scale=q_rope.get("scale", 1.0),
-            eps=(q_norm or op).get("eps", 1e-6),
+            eps=(q_norm or op).get("eps", 1e-6), **scales,
         )  # fmt: skip
         by = dict(zip((q_rope.out, k_append.out, v_append.out), rope.outs, strict=True))
         return Rewrite(joint.detail, (*joint.ops, rope), by, (*found, *middle))

@@ -15,7 +15,10 @@ from halfbyte.ir.types import tensor
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder: hidden and feed-forward widths, heads, layers, vocabulary, cache capacity."""
+    """A decoder: hidden and feed-forward widths, heads, layers, vocabulary, cache capacity.
+
+    `kv_scales`: those of keys and values in an FP8 cache.
+    """
 
     hidden: int = 48
     inner: int = 80
@@ -25,6 +28,9 @@ class Shape:
     layers: int = 2
     vocab: int = 37
     context: int = 32
+    window: int = 0
+    softcap: float = 0.0
+    kv_scales: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +88,19 @@ def _layer(m: _Maker, i: int, h: Value, pos: Value, inv_freq: Value) -> Value:
         m.linear(f"{at}.{n}_proj", x, heads * s.head_dim, s.hidden)
         for n, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads))
     )
-    cache = tensor("f32", s.kv_heads, s.context, s.head_dim)
+    cache = tensor("f8e4m3" if s.kv_scales else "f32", s.kv_heads, s.context, s.head_dim)
     keys, values = (b.state(f"{at}.{n}_cache", cache) for n in "kv")
+    scales = dict(zip(("k_scale", "v_scale"), s.kv_scales or (), strict=False))
+    of_k, of_v = ({"cache_scale": scale} for scale in s.kv_scales) if s.kv_scales else ({}, {})
     dim = s.head_dim
     q = b.op("rope", q, pos, inv_freq, loc=f"{at}.attn", heads=s.heads, head_dim=dim)
     k = b.op("rope", k, pos, inv_freq, loc=at, heads=s.kv_heads, head_dim=dim)
-    keys = b.op("kv_append", keys, k, pos, loc=at)
-    values = b.op("kv_append", values, v, pos, loc=at)
+    keys = b.op("kv_append", keys, k, pos, loc=at, hint="v", **of_k)
+    values = b.op("kv_append", values, v, pos, loc=at, hint="v", **of_v)
     a = b.op(
         "attention", q, keys, values, pos, loc=f"{at}.attn", heads=s.heads,
-        kv_heads=s.kv_heads, head_dim=dim, scale=dim**-0.5, window=0,
+        kv_heads=s.kv_heads, head_dim=dim, scale=dim**-0.5, window=s.window, softcap=s.softcap,
+        hint="v", **scales,
     )  # fmt: skip
     h = b.op("add", h, m.linear(f"{at}.o_proj", a, s.hidden, s.heads * s.head_dim), loc=at)
     x = b.op("rmsnorm", h, m.gamma(f"{at}.norm2", s.hidden), eps=1e-5, loc=f"{at}.norm2")

@@ -42,7 +42,7 @@ from tests.graphs import Decoder, Shape, decoder
 ODD = Shape(hidden=80, inner=112, heads=5, kv_heads=1, head_dim=16, vocab=1100, context=600)
 
 
-def normed_decoder() -> Decoder:
+def normed_decoder(softcap: float = 0.0) -> Decoder:
     """One layer with biases, qk-norm and a sliding window, all weights dense (f32, f16)."""
     b, rng, data = Builder("normed"), np.random.default_rng(5), dict[str, Array]()
 
@@ -71,7 +71,7 @@ def normed_decoder() -> Decoder:
     cache = tensor("f32", 2, 500, 16)
     keys, values = (b.op("kv_append", b.state(n, cache), y, pos) for n, y in (("k", k), ("v", v)))
     a = b.op("attention", q, keys, values, pos, heads=6, kv_heads=2, head_dim=16, scale=0.25,
-             window=21, loc="attention")  # fmt: skip
+             window=21, softcap=softcap, loc="attention")  # fmt: skip
     x = b.op("add", x, b.op("linear", a, weight("o", "f16", 72, 96), loc="o"))
     x = b.op("take_rows", x, rows)
     return Decoder(b.build(b.op("linear", x, table, loc="head")), data)
@@ -170,8 +170,9 @@ def test_ops_left_alone_have_kernels(unfused: Made) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_qk_norm_window_and_biases(make: Make, fused: bool) -> None:
-    tiny = normed_decoder()
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_qk_norm_window_softcap_and_biases(make: Make, fused: bool, softcap: float) -> None:
+    tiny = normed_decoder(softcap)
     phases = [phase for phase in pipeline.PHASES if fused or phase.id != "30_fuse"]
     made = make(tiny, context_of(tiny), phases)
     ops = {op.name for op in made.library.plan.ops}
