@@ -23,6 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CONTEXT = 2560  # positions: pp2048, and decoding behind 512
+CACHE_DEPTHS = (512, 4096)  # behind which the two KV caches are compared
 
 BARS: dict[str, float] = {
     "8b tg64 @ d512": 370, "8b tg64 @ d512 x 8": 2400, "8b tg64 @ d512 x 32": 6000,
@@ -71,14 +72,44 @@ class Bench:
         return self.figures(name).get("rows", [])
 
 
-def artifact_of(bench: Bench, shape: str) -> Path:
-    """Makes the checkpoint of a shape and compiles it, where that has not been done."""
-    checkpoint, artifact = bench.work / shape, bench.work / f"{shape}.hb"
+def artifact_of(bench: Bench, shape: str, kv_cache: str = "bf16", context: int = CONTEXT) -> Path:
+    """Makes the checkpoint of a shape and compiles it, where that has not been done.
+
+    The checkpoint declares a KV cache in FP8, so that both caches are compiled of one.
+    """
+    name = shape if kv_cache == "bf16" and context == CONTEXT else f"{shape}.{kv_cache}.{context}"
+    checkpoint, artifact = bench.work / shape, bench.work / f"{name}.hb"
+    if not checkpoint.exists():
+        made = (HERE / "make_checkpoint.py", shape, checkpoint, "--kv-cache", "fp8")
+        bench.part(f"checkpoint {shape}", *made)
     if not artifact.exists():
-        bench.part(f"checkpoint {shape}", HERE / "make_checkpoint.py", shape, checkpoint)
         command = ("-m", "halfbyte", "compile", checkpoint, "-o", artifact, "--target", "sm_90a")
-        bench.part(f"compile {shape}", *command, "--context", str(CONTEXT))
+        bench.part(f"compile {name}", *command, "--context", str(context), "--kv-cache", kv_cache)
     return artifact
+
+
+def run_caches(bench: Bench, shape: str) -> None:
+    """Decoding over a KV cache in bf16 and in FP8, short and long, by the same weights."""
+    context = max(CACHE_DEPTHS) + 128
+    for kv_cache in ("bf16", "fp8"):
+        artifact = artifact_of(bench, shape, kv_cache, context)
+        for depth in CACHE_DEPTHS:
+            speed = bench.work / f"{shape}.{kv_cache}.{depth}.json"
+            command = ["-m", "halfbyte", "bench", artifact, "--device", "cuda:0", "-o", "json"]
+            tests = ["-p", "2048", "-n", "64", "-d", str(depth), "-b", "1,8,32", "-r", "3"]
+            bench.part(f"kv {shape} {kv_cache} {depth}", *command, *tests, into=speed)
+
+
+def cache_rows(bench: Bench, shape: str) -> list[str]:
+    """The two caches side by side, as rows of a table."""
+    found: list[str] = []
+    for depth in CACHE_DEPTHS:
+        theirs = {row["test"]: row for row in bench.rows(f"{shape}.bf16.{depth}.json")}
+        for row in bench.rows(f"{shape}.fp8.{depth}.json"):
+            before, now = theirs[row["test"]]["tokens_per_second"], row["tokens_per_second"]
+            speeds = f"{before:.0f} | {now:.0f} | {now / before:.2f}"
+            found.append(f"| {shape} {row['test']} | {speeds} |")
+    return found
 
 
 def run_shape(bench: Bench, shape: str) -> None:
@@ -112,6 +143,9 @@ def summary(bench: Bench, shapes: Sequence[str]) -> None:
             print(f"| {test} | {row['tokens_per_second']:.0f} | {bar or ''} | {other:.0f} |")
         if facts := bench.figures(f"{shape}.model.json"):
             print(f"| {shape} first token, s | {facts['first_token_s']:.2f} | 10 | |")
+    if caches := [row for shape in shapes for row in cache_rows(bench, shape)]:
+        print("\n| test | KV bf16, tok/s | KV FP8, tok/s | ratio |\n|---|---:|---:|---:|")
+        print("\n".join(caches))
     for row in bench.rows("linears.json"):
         if row["what"] != "read":
             name = f"{row['what']} {row['shape']} M={row['m']}"
@@ -122,7 +156,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Every figure of a Hopper card.")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--shapes", nargs="*", default=["8b", "24b"])
-    parser.add_argument("--skip", nargs="*", default=[], help="linears, torch, speed, model ...")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], help="linears, torch, speed, model, kv ..."
+    )
     parser.add_argument("-r", type=int, default=5, help="repetitions of each speed")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -131,6 +167,8 @@ def main() -> None:
     bench.part("linears", HERE / "cuda_linears.py", "--json", args.work / "linears.json")
     for shape in args.shapes:
         run_shape(bench, shape)
+    if "kv" not in bench.skip:
+        run_caches(bench, args.shapes[0])
     summary(bench, args.shapes)
 
 

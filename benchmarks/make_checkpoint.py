@@ -114,7 +114,19 @@ class Tensor:
         return math.prod(self.shape) * sizes[self.dtype]
 
 
-def nvfp4_tensors(shape: Shape, w4a4: bool) -> Iterator[Tensor]:
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the checkpoint quantises besides weights: activations (W4A4), the KV cache (FP8)."""
+
+    w4a4: bool
+    fp8_cache: bool = False
+
+    @property
+    def algorithm(self) -> str:
+        return "NVFP4" if self.w4a4 else "W4A16_NVFP4"
+
+
+def nvfp4_tensors(shape: Shape, recipe: Recipe) -> Iterator[Tensor]:
     """ModelOpt's tensors of the whole model, in the order of the file."""
     embedding = (shape.vocab, shape.hidden)
     yield Tensor("model.embed_tokens.weight", "BF16", embedding)
@@ -124,8 +136,11 @@ def nvfp4_tensors(shape: Shape, w4a4: bool) -> Iterator[Tensor]:
             yield Tensor(f"{prefix}.{name}.weight", "U8", (n, k // 2))
             yield Tensor(f"{prefix}.{name}.weight_scale", "F8_E4M3", (n, k // 16))
             yield Tensor(f"{prefix}.{name}.weight_scale_2", "F32", ())
-            if w4a4:
+            if recipe.w4a4:
                 yield Tensor(f"{prefix}.{name}.input_scale", "F32", ())
+        if recipe.fp8_cache:
+            for kind in "kv":
+                yield Tensor(f"{prefix}.self_attn.{kind}_proj.{kind}_scale", "F32", ())
         yield Tensor(f"{prefix}.input_layernorm.weight", "BF16", (shape.hidden,))
         yield Tensor(f"{prefix}.post_attention_layernorm.weight", "BF16", (shape.hidden,))
     yield Tensor("model.norm.weight", "BF16", (shape.hidden,))
@@ -143,6 +158,8 @@ def tensor_bytes(tensor: Tensor, rng: np.random.Generator, columns: int) -> Byte
         return constant(1 / math.sqrt(columns) / (E2M1_RMS * E4M3_RMS), "F32")
     if tensor.name.endswith("input_scale"):
         return constant(8.0 / 2688, "F32")  # activations up to 8 fill the range
+    if tensor.name.endswith(("k_scale", "v_scale")):
+        return constant(16.0 / 448, "F32")  # keys and values up to 16
     if len(tensor.shape) == 1:
         return constant(1.0, "BF16", tensor.shape[0])
     return bf16_matrix(rng, *tensor.shape)
@@ -181,11 +198,11 @@ def write_shard(path: Path, tensors: list[Tensor], rng: np.random.Generator) -> 
             file.write(tensor_bytes(tensor, rng, columns).data)
 
 
-def write_checkpoint(folder: Path, shape: Shape, w4a4: bool, limit: int, seed: int) -> None:
+def write_checkpoint(folder: Path, shape: Shape, recipe: Recipe, limit: int, seed: int) -> None:
     """A ModelOpt checkpoint with its configuration and a byte-level tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    shards = shards_of(list(nvfp4_tensors(shape, w4a4)), limit)
+    shards = shards_of(list(nvfp4_tensors(shape, recipe)), limit)
     where: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         name = "model.safetensors"
@@ -197,8 +214,8 @@ def write_checkpoint(folder: Path, shape: Shape, w4a4: bool, limit: int, seed: i
         total = sum(tensor.bytes for tensors in shards for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": where}
         _write_json(folder / "model.safetensors.index.json", index)
-    _write_json(folder / "config.json", config(shape, w4a4))
-    _write_json(folder / "hf_quant_config.json", legacy_quant_config(w4a4))
+    _write_json(folder / "config.json", config(shape, recipe))
+    _write_json(folder / "hf_quant_config.json", legacy_quant_config(recipe))
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     _write_json(folder / "tokenizer.json", tokenizer(shape.vocab))
 
@@ -211,10 +228,15 @@ PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 EXCLUDED = ["lm_head", "model.embed_tokens"]
 
 
-def config(shape: Shape, w4a4: bool) -> dict[str, Any]:
+def config(shape: Shape, recipe: Recipe) -> dict[str, Any]:
     """config.json with its quantization_config, as export_hf_checkpoint writes it."""
     fp4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
-    group = {"weights": fp4, "input_activations": fp4 if w4a4 else None, "targets": ["Linear"]}
+    group = {
+        "weights": fp4,
+        "input_activations": fp4 if recipe.w4a4 else None,
+        "targets": ["Linear"],
+    }
+    fp8 = {"dynamic": False, "num_bits": 8, "type": "float"}
     return {
         "architectures": [f"{shape.family.capitalize()}ForCausalLM"],
         "model_type": shape.family,
@@ -235,7 +257,8 @@ def config(shape: Shape, w4a4: bool) -> dict[str, Any]:
         "vocab_size": shape.vocab,
         "quantization_config": {
             "quant_method": "modelopt",
-            "quant_algo": "NVFP4" if w4a4 else "W4A16_NVFP4",
+            "quant_algo": recipe.algorithm,
+            "kv_cache_scheme": fp8 if recipe.fp8_cache else None,
             "config_groups": {"group_0": group},
             "ignore": EXCLUDED,
             "producer": PRODUCER,
@@ -243,11 +266,11 @@ def config(shape: Shape, w4a4: bool) -> dict[str, Any]:
     }
 
 
-def legacy_quant_config(w4a4: bool) -> dict[str, Any]:
+def legacy_quant_config(recipe: Recipe) -> dict[str, Any]:
     """hf_quant_config.json."""
     quantization = {
-        "quant_algo": "NVFP4" if w4a4 else "W4A16_NVFP4",
-        "kv_cache_quant_algo": None,
+        "quant_algo": recipe.algorithm,
+        "kv_cache_quant_algo": "FP8" if recipe.fp8_cache else None,
         "group_size": 16,
         "exclude_modules": EXCLUDED,
     }
@@ -385,6 +408,7 @@ def main() -> None:
     parser.add_argument("--gguf", choices=["q4_0", "nvfp4"], help="write a GGUF of these blocks")
     parser.add_argument("--gguf-head", choices=["q6_k", "q8_0", "q4_0"], default="q6_k")
     parser.add_argument("--recipe", choices=["w4a4", "w4a16"], default="w4a4")
+    parser.add_argument("--kv-cache", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--shard-gb", type=float, default=2.0, help="largest shard, in GB")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -394,7 +418,8 @@ def main() -> None:
         write_gguf(args.out, shape, args.gguf, args.gguf_head, args.seed)
     else:
         limit = int(args.shard_gb * 1e9)
-        write_checkpoint(args.out, shape, args.recipe == "w4a4", limit, args.seed)
+        recipe = Recipe(args.recipe == "w4a4", args.kv_cache == "fp8")
+        write_checkpoint(args.out, shape, recipe, limit, args.seed)
     print(f"{args.out}: {args.shape} in {time.perf_counter() - started:.1f} s")
 
 

@@ -13,7 +13,7 @@ import pytest
 from gguf.quants import dequantize
 
 from benchmarks import compare_llama, make_checkpoint
-from benchmarks.make_checkpoint import BLOCKS, SHAPES, gguf_blocks
+from benchmarks.make_checkpoint import BLOCKS, SHAPES, Recipe, gguf_blocks
 from halfbyte.frontend import import_model, open_checkpoint
 
 KINDS = gguf.GGMLQuantizationType
@@ -29,7 +29,8 @@ def test_random_blocks_have_the_size_of_weights(kind: str) -> None:
 
 
 def test_random_nvfp4_has_the_size_of_weights(tmp_path: Path) -> None:
-    make_checkpoint.write_checkpoint(tmp_path, SHAPES["tiny"], w4a4=True, limit=10**9, seed=0)
+    recipe = Recipe(w4a4=True)
+    make_checkpoint.write_checkpoint(tmp_path, SHAPES["tiny"], recipe, limit=10**9, seed=0)
     blob = (tmp_path / "model.safetensors").read_bytes()
     end = 8 + int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8:end])
@@ -48,7 +49,8 @@ def test_random_nvfp4_has_the_size_of_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [10**9, 200_000])
 def test_importer_takes_the_checkpoint_whole(tmp_path: Path, limit: int) -> None:
-    make_checkpoint.write_checkpoint(tmp_path, SHAPES["tiny"], w4a4=False, limit=limit, seed=0)
+    recipe = Recipe(w4a4=False, fp8_cache=True)
+    make_checkpoint.write_checkpoint(tmp_path, SHAPES["tiny"], recipe, limit=limit, seed=0)
     assert (tmp_path / "model.safetensors.index.json").exists() == (limit < 10**9)
     assert import_model(open_checkpoint(tmp_path), context=64).graph.ops
 
