@@ -44,10 +44,38 @@ class CudaFamily:
     host_ins: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
 
+REDUCTIONS = (
+    "max", "min", "sum", "mean", "prod", "l1", "l2", "sum_square", "log_sum", "log_sum_exp",
+)  # fmt: skip
+
 FAMILIES: dict[str, CudaFamily] = {
     "arithmetic": CudaFamily(host_ins={"clip": (1, 2)}),
     "mat_mul": CudaFamily(without=("det",)),
-}
+    "activation": CudaFamily(),
+    "bits": CudaFamily(),
+    "cast": CudaFamily(),
+    "compare": CudaFamily(),
+    "pow": CudaFamily(),
+    "select": CudaFamily(),
+    "quantize": CudaFamily(),
+    "dequantize": CudaFamily(),
+    "dropout": CudaFamily(host_ins={"dropout": (1, 2)}),
+    "transpose": CudaFamily(),
+    "copy": CudaFamily(
+        host_ins={
+            "split": (1,), "slice": (1, 2, 3, 4), "expand": (1,), "tile": (1,), "trilu": (1,),
+        }
+    ),
+    "pad": CudaFamily(host_ins={"pad": (1, 2, 3), "center_crop_pad": (1,)}),
+    "gather": CudaFamily(),
+    "scatter": CudaFamily(),
+    "generate": CudaFamily(
+        host_ins={"constant_of_shape": (0, 1), "range": (0, 1, 2), "one_hot": (1, 2)}
+    ),
+    "reduce": CudaFamily(host_ins={f"reduce_{name}": (1,) for name in REDUCTIONS}),
+    "softmax": CudaFamily(),
+    "normalize": CudaFamily(),
+}  # fmt: skip
 
 VIEWS = "views"
 """The family that looks at shapes alone: it runs on the host, and leaves operand 0 where it is."""
