@@ -10,7 +10,7 @@ import pytest
 from halfbyte.codegen import kernels_net, render
 
 FOLDER = Path(render.TEMPLATES) / "net"
-OF_THE_EXECUTOR = {"executor", "linear", "memory", "net", "plan"}
+OF_THE_EXECUTOR = {"device", "device_linear", "executor", "linear", "memory", "net", "plan"}
 """Headers of what is compiled once; kernels are compiled once for each instruction set."""
 
 
