@@ -52,11 +52,11 @@ def export(folder: Path, out: Path) -> Path:
     return out
 
 
-def cosines(first: Path, second: Path, feed: Mapping[str, Any]) -> list[float]:
+def cosines(first: Path, second: Path, feed: Mapping[str, Any], device: str = "cpu") -> list[float]:
     """Between the sentence embeddings of two artifacts, one for each row of the feed."""
     means: list[Any] = []
     for artifact in (first, second):
-        with halfbyte.load(artifact) as net:
+        with halfbyte.load(artifact, device) as net:
             means.append(net.run(feed)["output"].mean(axis=1).astype(np.float64))
     a, b = means
     return [

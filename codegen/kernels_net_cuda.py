@@ -50,6 +50,7 @@ REDUCTIONS = (
 
 FAMILIES: dict[str, CudaFamily] = {
     "arithmetic": CudaFamily(host_ins={"clip": (1, 2)}),
+    "attention": CudaFamily(),
     "mat_mul": CudaFamily(without=("det",)),
     "activation": CudaFamily(),
     "bits": CudaFamily(),
@@ -143,7 +144,8 @@ def _of_rounded_rows(refuses: Refusal) -> Refusal:
         if op.get("prologue", "none") != "none":
             return f"the linear has a prologue, {op.get('prologue', '')}"
         x = Value(op.args[0].name, op.args[0].type.with_enc(Plain("bf16")))
-        return refuses(Op(op.name, (x, *op.args[1:]), op.outs, op.attrs, op.loc), rows)
+        attrs = {k: v for k, v in op.attrs.items() if k != "epilogue"}  # linear.cu's own
+        return refuses(Op(op.name, (x, *op.args[1:]), op.outs, attrs, op.loc), rows)
 
     return answer
 
@@ -163,10 +165,10 @@ def _on_device(kernel: NetKernel) -> KernelDecl:
 
 
 def declarations(target: str) -> tuple[KernelDecl, ...]:
-    """Every operator on the host, those of FAMILIES on the device, linears, and control flow."""
+    """Those of FAMILIES on the device, every operator on the host, linears, and control flow."""
     return (
-        *map(_on_host, KERNELS),
         *(_on_device(kernel) for kernel in KERNELS if family_of(kernel)),
+        *map(_on_host, KERNELS),
         *(kernel.decl for kernel in linears(target)),
         control(_CUDA),
     )

@@ -59,22 +59,24 @@ def _affine(op: Op, kernel: Kernel) -> tuple[int, int, int]:
     return small.shared - 1024 * per_row, per_row, larger.per_thread
 
 
+_PASSED_ON = {"x", "w", "bias", "residual", "input_scale"}
+"""Operands of linears that a launch on a device has a place for; kernels that read activations as
+they are need no input_scale."""
+
+
 def linear_of_device(op: Op, table: Mapping[str, Kernel]) -> str:
     """The LinearFacts of device_linear.h. IRError: an operand that no such launch passes on."""
-    if op.get("prologue", "none") != "none" or not set(op.strs("roles")) <= {
-        "x",
-        "w",
-        "bias",
-        "input_scale",
-    }:
+    if op.get("prologue", "none") != "none" or not set(op.strs("roles")) <= _PASSED_ON:
         raise IRError(f"{op.loc}: {op.strs('roles')} with prologue {op.get('prologue', 'none')}")
     w = op.args[1].type
     n, k = w.static
     offsets = {part.suffix: at for at, part in w.placed_parts()}
-    bias = role(op, "bias")
+    added = [role(op, name) for name in ("bias", "residual")]
+    at = [-1 if value is None else op.args.index(value) for value in added]
+    gelu = "true" if op.get("epilogue", "none") == "gelu" else "false"
     parts = (
         *(_launch(op, _kernel(op, table, rows), rows) for rows in (FEW, MANY)),
-        f"{FEW}, {n}, {k}, {-1 if bias is None else op.args.index(bias)}",
+        f"{FEW}, {n}, {k}, {at[0]}, {at[1]}, {gelu}",
         f"{offsets.get('sf', -1)}, {offsets.get('gs', -1)}",
     )
     return "{" + ", ".join(parts) + "}"

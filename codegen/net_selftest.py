@@ -21,12 +21,12 @@ from ..ir.opdef import Data
 from ..ir.ops import lookup
 from ..ir.types import UNRANKED, Plain, TensorType
 from ..runtime.artifact import SelfTest
-from .kernels import BY_NAME, LINEAR_OPS
+from .kernels import LINEAR_OPS
 from .kernels_net import BUCKETS, FEW, MANY
 from .net_plan import CONTROL, NetPlan
 from .net_session import NetSession
 from .onnx_deviations import deviation
-from .onnx_oracle import evaluate_onnx
+from .onnx_oracle import OURS, evaluate_onnx
 from .tolerance import tolerance
 
 SECONDS = 20.0
@@ -149,7 +149,7 @@ def _node(
         raise TargetError(f"{error}; its like runs in onnx's reference evaluator") from error
     if expected is not None:
         operands = [constants.get(v, g) for v, g in zip(op.args, given, strict=True)]
-        walk.tests.append(_compare(op, found, expected, operands, walk.session.isa))
+        walk.tests.append(_compare(walk, op, found, expected, operands))
         walk.done.add(signature)
     return found
 
@@ -161,7 +161,7 @@ def _has_random_numbers(given: Sequence[Array | None]) -> bool:
 
 
 def _signature(op: Op, given: Sequence[Array | None]) -> str:
-    attrs = {k: v for k, v in op.attrs.items() if k not in ("kernels", "launch", "frees")}
+    attrs = {k: v for k, v in op.attrs.items() if k not in OURS}
     types = [str(v.type) for v in op.args]
     shapes = [None if g is None else g.shape for g in given]
     return f"{op.name} {sorted(attrs.items())} {types} {shapes}"
@@ -197,11 +197,11 @@ def _linear(op: Op, operands: Sequence[Data | None]) -> Array:
 
 
 def _compare(
+    walk: _Walk,
     op: Op,
     found: Sequence[Array],
     expected: Sequence[Array],
     operands: Sequence[Data | None],
-    isa: str,
 ) -> SelfTest:
     """Raises TargetError where shape, dtype or values differ."""
     where = f"{op.loc or op.out} ({lookup(op).onnx or op.name})"
@@ -213,7 +213,7 @@ def _compare(
                 f"{theirs.dtype} {list(theirs.shape)}; this is our bug"
             )
         if op.name in LINEAR_OPS:
-            kernel, error, limit = _linear_error(op, ours, theirs, operands, isa)
+            kernel, error, limit = _linear_error(walk, op, ours, theirs, operands)
         else:
             error, limit = _error(op, ours, theirs)
         if not error <= limit:
@@ -226,14 +226,16 @@ def _compare(
 
 
 def _linear_error(
-    op: Op, ours: Array, theirs: Array, operands: Sequence[Data | None], isa: str
+    walk: _Walk, op: Op, ours: Array, theirs: Array, operands: Sequence[Data | None]
 ) -> tuple[str, float, float]:
     """The kernel that ran, and its error and bound where they are closest (tolerance.py)."""
     rows = _rows(operands)
     count = np.asarray(rows[0]).shape[0]
-    kernel = BY_NAME[op.strs("kernels")[BUCKETS.index(FEW if count <= FEW else MANY)]]
+    name = op.strs("kernels")[BUCKETS.index(FEW if count <= FEW else MANY)]
+    kernel = next(k for k in walk.plan.linears if k.name == name)
     want = theirs.reshape(count, -1)
-    bound = np.broadcast_to(tolerance(op, rows, (want,), kernel.precision(isa))[0], want.shape)
+    precision = kernel.precision(walk.session.isa)
+    bound = np.broadcast_to(tolerance(op, rows, (want,), precision)[0], want.shape)
     difference = np.abs(ours.reshape(want.shape).astype(np.float64) - want)
     if not difference.size:
         return kernel.name, 0.0, 0.0

@@ -15,7 +15,7 @@ from ..ir.numerics import NUMPY_DTYPES, Array
 from ..ir.ops import lookup
 from ..ir.types import Plain
 
-OURS = ("kernels", "launch", "frees")
+OURS = ("kernels", "launch", "frees", "side")
 """Attributes that phases put on ops."""
 TENSOR_ATTRIBUTES = {"onnx_constant_of_shape": "value"}
 """Operators whose last operand ONNX writes as an attribute."""

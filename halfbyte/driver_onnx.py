@@ -61,17 +61,17 @@ def compile_onnx(options: Options) -> CompileReport:
     Raises ModelError, TargetError, and IRError for a bug of ours.
     """
     start = time.perf_counter()
-    targets = tuple(map(_for_graphs, targets_of(options)))
+    targets = tuple(map(for_graphs, targets_of(options)))
     imported = import_onnx(options.model, dims=dict(options.dims))
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
-    made: list[_Made] = []
+    made: list[Made] = []
     for chosen in targets:
         if len(targets) > 1:
             options.progress(f"target {chosen.name}")
         run = Run(options, chosen)
         try:
-            made.append(_compile(run, imported))
+            made.append(compile_target(run, imported))
         finally:
             if options.dump:
                 run.dumps.write(options.dump / chosen.name if len(targets) > 1 else options.dump)
@@ -82,7 +82,7 @@ def compile_onnx(options: Options) -> CompileReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class Made:
     """What was compiled for one target; no library where it was not asked for."""
 
     run: Run
@@ -91,7 +91,7 @@ class _Made:
     library: NetLibrary | None
 
 
-def _for_graphs(chosen: Target) -> Target:
+def for_graphs(chosen: Target) -> Target:
     """A target as ONNX graphs see it: values keep their dtypes, a run is walked, and activations
     that the graph does not quantise are not quantised.
     """
@@ -101,21 +101,21 @@ def _for_graphs(chosen: Target) -> Target:
     )  # fmt: skip
 
 
-def _compile(run: Run, imported: OnnxImported) -> _Made:
+def compile_target(run: Run, imported: OnnxImported) -> Made:
     """Phases 00 to 60 for one target. Raises ModelError for operators that no kernel computes."""
     options, context = run.options, _context(run, imported)
     graphs = _phases(run, imported, context)
     if options.compile_to is not None and not is_late(options.compile_to):
-        return _Made(run, graphs, context, None)
+        return Made(run, graphs, context, None)
     cache = cache_folder()
     toolchain = toolchain_of(run.target, cache)
     library = compile_net_library(graphs, run.target, toolchain, ffi_options(cache, run.built))
     run.tell(CODEGEN, f"{library.kinds} kernel families for {', '.join(library.isas)}")
     run.dumps.files |= {f"{CODEGEN}/{n}": t.encode() for n, t in library.sources.items()}
-    return _Made(run, graphs, context, library)
+    return Made(run, graphs, context, library)
 
 
-def _report(made: _Made, artifact: Artifact | None, seconds: float) -> CompileReport:
+def _report(made: Made, artifact: Artifact | None, seconds: float) -> CompileReport:
     first, *_ = made.graphs
     whole = first.with_ops([op for graph in made.graphs for op in graph.ops])  # to be counted
     report = report_of(whole, made.run.dumps, made.context, artifact, seconds)
@@ -187,7 +187,7 @@ def _read_back(file: Path) -> tuple[Graph, ...]:
         raise ModelError(f"{file}: not the IR of a phase: {error}") from error
 
 
-def _write(made: Sequence[_Made], imported: OnnxImported, options: Options) -> Artifact | None:
+def _write(made: Sequence[Made], imported: OnnxImported, options: Options) -> Artifact | None:
     """Phase 70, where an artifact was asked for and compilation went that far."""
     builds = [_build(m, m.library) for m in made if m.library is not None]
     if options.out is None or not builds:
@@ -203,7 +203,7 @@ def _write(made: Sequence[_Made], imported: OnnxImported, options: Options) -> A
     return artifact
 
 
-def _build(made: _Made, library: NetLibrary) -> NetBuild:
+def _build(made: Made, library: NetLibrary) -> NetBuild:
     choices: list[KernelChoice] = []
     for graph in made.graphs:
         for c in select(graph, made.context):
@@ -225,7 +225,7 @@ def _port(port: Port) -> PortFacts:
 
 
 def _request(
-    made: Sequence[_Made], builds: Sequence[NetBuild], imported: OnnxImported, options: Options
+    made: Sequence[Made], builds: Sequence[NetBuild], imported: OnnxImported, options: Options
 ) -> Request:
     files: dict[str, bytes] = {}
     for m, build in zip(made, builds, strict=True):

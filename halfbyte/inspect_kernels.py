@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .inspect_format import layer_of, pattern_of, short, table, token_spans, with_layers, wrapped
 from .inspect_graph import COLUMNS, RIGHT, Node, Record, node, node_cells, record
 from .inspect_source import Source
-from .runtime.manifest import KernelChoice, Refusal
+from .runtime.manifest import KernelChoice, KernelCode, Refusal
 
 LINEARS = ("linear", "fused_linear")
 
@@ -49,7 +49,8 @@ class Kernels:
     """The kernel table of a target. `fallbacks`: launches on a slow kernel, in any bucket.
 
     `compiled`: what each linear enqueues in each bucket, where the target is a CUDA device; grids
-    are those of a card of `sms` multiprocessors.
+    are those of a card of `sms` multiprocessors. `code`: every kernel of a device, where nothing is
+    known of what a launch enqueues (ONNX graphs).
     """
 
     buckets: tuple[int, ...]
@@ -58,6 +59,7 @@ class Kernels:
     fallbacks: int
     compiled: tuple[Compiled, ...] = ()
     sms: int = 0
+    code: tuple[KernelCode, ...] = ()
 
 
 def kernels(source: Source) -> Kernels:
@@ -80,6 +82,7 @@ def kernels(source: Source) -> Kernels:
         len({(c.loc, c.op) for c in source.facts.kernels if c.fallback}),
         _compiled(source, linears, found) if found else (),
         found.sms if found else 0,
+        () if found else source.facts.code,
     )
 
 
@@ -130,7 +133,24 @@ def kernels_text(facts: Kernels) -> list[str]:
     slow = [f"{r.where}: {c.kernel} in bucket {c.bucket}" for r in rows for c in r.choices
             if c.fallback]  # fmt: skip
     lines += ["", f"fallbacks: {facts.fallbacks}", *(f"  {line}" for line in slow)]
-    return [*lines, "", *_compiled_table(facts)] if facts.compiled else lines
+    if facts.compiled:
+        return [*lines, "", *_compiled_table(facts)]
+    return [*lines, "", *_code_table(facts.code)] if facts.code else lines
+
+
+def _code_table(code: Sequence[KernelCode]) -> list[str]:
+    """A line per unit of a device's code: its kernels, and the most that one of them takes."""
+    units: dict[str, list[KernelCode]] = {}
+    for c in code:
+        units.setdefault(c.unit, []).append(c)
+    head = ("unit", "kernels", "registers", "spilled", "shared")
+    cells = [
+        (unit, str(len(own)), str(max(c.registers for c in own)), str(max(c.spilled for c in own)),
+         str(max(c.shared for c in own)))
+        for unit, own in units.items()
+    ]  # fmt: skip
+    title = "machine code: the most registers of a thread, bytes spilled and bytes of shared memory"
+    return [title, *table(cells, head, right=(1, 2, 3, 4))]
 
 
 def _compiled_table(facts: Kernels) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .inspect_format import count, size, table, wrapped
 from .inspect_source import Source
 from .kv_cache_words import kv_cache_words
+from .runtime.devices import is_cuda
 from .runtime.manifest import ModelFacts, NetFacts, PortFacts, SelfTest, TargetFacts
 
 
@@ -93,10 +94,6 @@ def summary_text(s: Summary) -> list[str]:
     """One fact a line, the longest wrapped."""
     m = s.model
     kind = f", {s.recipe.upper()}" if s.recipe else ""
-    worst = (
-        f"; the nearest to its tolerance is {s.worst.kernel} at {share(s.worst):.0%} of it"
-        if s.worst else ""
-    )  # fmt: skip
     rows = [
         *_model(s, kind),
         ("made from", ", ".join(f"{name} ({h[:12]})" for name, h in m.sources.items()) or "?"),
@@ -109,12 +106,22 @@ def summary_text(s: Summary) -> list[str]:
         ("fallbacks", str(s.fallbacks)),
         ("phases", f"{len(s.phases)}, {len(s.changed)} of them changed the graph; "
                    f"{s.compile_ms / 1e3:.1f} s"),
-        ("self-test", f"{count(s.selftests, 'case')} against "
-                      f"{'onnx' if s.net else 'the interpreter'}{worst}"),
+        ("self-test", _selftest(s)),
         ("generation", json.dumps(s.generation) if s.generation else "no defaults given"),
     ]  # fmt: skip
     lines = [line for name, text in rows for line in wrapped(text or "-", f"{name:11} ")]
     return [*lines, "", *_next(s.path)]
+
+
+def _selftest(s: Summary) -> str:
+    if not s.selftests and is_cuda(s.target):
+        return "none: compiled, and not run, for want of a device"
+    worst = (
+        f"; the nearest to its tolerance is {s.worst.kernel} at {share(s.worst):.0%} of it"
+        if s.worst
+        else ""
+    )
+    return f"{count(s.selftests, 'case')} against {'onnx' if s.net else 'the interpreter'}{worst}"
 
 
 def _model(s: Summary, kind: str) -> list[tuple[str, str]]:

@@ -18,6 +18,11 @@ from ..ir.types import Plain
 from .launches import launched
 
 HOST, DEVICE = "host", "device"
+SIDES = {
+    HOST: "runs on the device; the op is worked out of shapes on the host, which reads it",
+    DEVICE: "runs on the host, which reads nothing of the op",
+}
+"""Why a kernel of the other side does not take an op that was placed on this one."""
 CONDITIONS: dict[str, tuple[int, ...]] = {"onnx_if": (0,), "onnx_loop": (0, 1), "onnx_scan": ()}
 """Operands of control flow whose values the host reads."""
 

@@ -17,7 +17,7 @@ from ..ir.target import Target
 from .context import Context, Outcome
 from .launches import launched
 from .onnx_lifetimes import is_onnx
-from .onnx_placement import placed
+from .onnx_placement import SIDES, placed
 from .unserved import UnservedError, gathered
 
 
@@ -39,7 +39,7 @@ def rows_in(op: Op, bucket: int, target: Target) -> int:
 
 def _refusal(kernel: KernelDecl, op: Op, bucket: int, context: Context) -> str | None:
     if kernel.side != op.get("side", kernel.side):
-        return f"runs on the {kernel.side}, the op on the {op.get('side', '')}"
+        return SIDES[op.get("side", "")]
     missing = kernel.needs - context.target.features
     if missing:
         return f"needs {', '.join(sorted(missing))}, which {context.target.name} lacks"

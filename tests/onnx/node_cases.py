@@ -43,27 +43,27 @@ def cases() -> dict[str, Any]:
         return {case.name: case for case in collect_testcases(None)}
 
 
-def run_case(name: str, folder: Path) -> Outcome:
-    """Compile the case's model into `folder`, run its data sets, compare."""
+def run_case(name: str, folder: Path, target: str = "cpu", device: str = "cpu") -> Outcome:
+    """Compile the case's model into `folder`, run its data sets on the device, compare."""
     case = cases()[name]
     path, out = folder / f"{name}.onnx", folder / f"{name}.hb"
     path.write_bytes(case.model.SerializeToString())
     try:
-        halfbyte.compile(path, out)
+        halfbyte.compile(path, out, target=target)
     except halfbyte.ModelError as error:
         return Outcome(name, REFUSED, str(error))
     except (HalfbyteError, Exception) as error:
         return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
     try:
-        return _run(name, case, out)
+        return _run(name, case, out, device)
     except Exception as error:
         return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
 
 
-def _run(name: str, case: Any, out: Path) -> Outcome:
+def _run(name: str, case: Any, out: Path, device: str) -> Outcome:
     stored = {t.name for t in case.model.graph.initializer}
     ports = [v.name for v in case.model.graph.input if v.name not in stored]
-    with halfbyte.load(out, threads=2) as net:
+    with halfbyte.load(out, device, threads=2) as net:
         for inputs, expected in case.data_sets:
             given = {n: _array(x) for n, x in zip(ports, inputs, strict=False)}
             found = list(net.run(given).values())
