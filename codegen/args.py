@@ -53,6 +53,13 @@ class Prologue(IntEnum):
     SILU_MUL = 2
 
 
+class Epilogue(IntEnum):
+    """What a linear does to its sums before a residual; the numbers are `hb::Epilogue`."""
+
+    NONE = 0
+    GELU = 1
+
+
 class Element(IntEnum):
     """The dtype of an operand that exists in more than one; the numbers are `hb::Element`."""
 
@@ -184,7 +191,9 @@ _X_STRIDE = Field("x_stride", "int64_t", "elements from one row of x to the next
 
 LINEAR = ArgsStruct(
     "LinearArgs",
-    "y[m,n] = sum_k P(x)[m,k] * W[n,k] (+ bias[n]) (+ residual[m,n]); W in the target's layout.\n"
+    "y[m,n] = E(sum_k P(x)[m,k] * W[n,k] (+ bias[n])) (+ residual[m,n]); W in the target's\n"
+    "layout.\n"
+    "E by `epilogue`: none, or gelu: x/2 * (1 + erf(x / sqrt(2))), on cpu only.\n"
     "P by `prologue`: none; rmsnorm: x * rsqrt(mean(x^2) + eps) * gamma; silu_mul: the row of x\n"
     "is [gate(k) | up(k)] and P = silu(gate) * up. W4A4 kernels then quantise P by input_scale.\n"
     "out has a row stride of n floats and may be the residual itself.",
@@ -193,6 +202,7 @@ LINEAR = ArgsStruct(
         *_ints("n", "k"),
         _ROWS,
         Field("prologue", "int32_t", "Prologue"),
+        Field("epilogue", "int32_t", "Epilogue"),
         _EPS,
         _OUT_TYPE,
         _X_STRIDE,

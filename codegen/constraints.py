@@ -34,6 +34,7 @@ class LinearRule:
     multiply by a row_scale operand (a dense kernel can; an NVFP4 one spends it on global scales).
     `x`: the dtype it reads where it does not norm its input itself (what it norms is f32).
     `exact`: it also takes linears of 4-bit activations, and reads them as they are.
+    `epilogues`: what it can do to its sums.
     """
 
     weight: str
@@ -45,6 +46,7 @@ class LinearRule:
     x: str = "f32"
     k_multiple: int = 1
     exact: bool = False
+    epilogues: tuple[str, ...] = ("none",)
 
     def __call__(self, op: Op, tokens: int) -> str | None:
         encoding, layout = weight_encoding(op.args[1].type)
@@ -63,6 +65,8 @@ class LinearRule:
             return f"activation is {activation_encoding(op)}, kernel sums {self.act}"
         if not self.epilogue_scale and role(op, "row_scale") is not None:
             return "the linear has a row_scale of its own, kernel has none besides global scales"
+        if (epilogue := op.get("epilogue", "none")) not in self.epilogues:
+            return f"its epilogue is {epilogue}, kernel has {', '.join(self.epilogues)}"
         return None
 
     def _refuse_rows(self, op: Op, tokens: int) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Op
 from ..ir.kernel import KernelDecl, Refusal, Workspace, no_workspace
+from ..ir.ops_fused import EPILOGUES
 from . import args
 from .args import ArgsStruct
 from .constraints import ROWMAJOR_RULE, EmbedRule, HeadRule, LinearRule, PlainRule
@@ -141,7 +142,7 @@ def _linear(
 
 
 def _dense(dtype: str) -> tuple[Kernel, ...]:
-    rule, promise = LinearRule(dtype), "f32 sums"
+    rule, promise = LinearRule(dtype, epilogues=EPILOGUES), "f32 sums"
     by_isa: tuple[tuple[str, float], ...] = ()
     if dtype == "bf16":
         promise += "; on AMX, x as the sum of two bf16 numbers"
@@ -156,7 +157,7 @@ def _dense(dtype: str) -> tuple[Kernel, ...]:
 
 
 def _nvfp4() -> tuple[Kernel, ...]:
-    rule = LinearRule("nvfp4", epilogue_scale=False)
+    rule = LinearRule("nvfp4", epilogue_scale=False, epilogues=EPILOGUES)
     few = replace(rule, rows=GEMV_ROWS)
     planes = "x in 24 bits per block of 16 (three int8 planes), block sums exact, f32 across blocks"
     split = "f32 sums; on AVX-512, x in 16 bits per block of 16; on AMX, as two bf16 numbers"

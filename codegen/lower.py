@@ -11,7 +11,7 @@ from ..ir.ops_fused import role
 from ..ir.ops_model import rows_of
 from ..ir.types import PAGED, Nvfp4, Plain, TensorType
 from . import args
-from .args import ArgsStruct, Count, Element, FieldValue, Prologue, Ref, Space
+from .args import ArgsStruct, Count, Element, Epilogue, FieldValue, Prologue, Ref, Space
 
 Fields = dict[str, FieldValue]
 
@@ -26,6 +26,7 @@ PROLOGUES = {
     "rmsnorm": Prologue.RMSNORM,
     "silu_mul": Prologue.SILU_MUL,
 }
+EPILOGUES = {"none": Epilogue.NONE, "gelu": Epilogue.GELU}
 
 
 def lower(op: Op, struct: ArgsStruct) -> Fields:
@@ -104,6 +105,7 @@ def _linear(op: Op) -> Fields:
     w = op.args[1]
     nvfp4 = isinstance(w.type.enc, Nvfp4)
     row_scale = ref(w, "gs") if nvfp4 else ref(role(op, "row_scale"))
+    fields["epilogue"] = int(EPILOGUES[op.get("epilogue", "none")])
     optional = {"row_scale": row_scale, "input_scale": ref(role(op, "input_scale"))}
     return fields | {name: at for name, at in optional.items() if at.space} | _types(out=op.out)
 

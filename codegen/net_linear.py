@@ -14,7 +14,7 @@ from ..ir.types import Nvfp4
 from .kernels import Kernel
 from .kernels_net import BUCKETS, FEW, MANY
 from .kernels_net_cuda import PLAIN_LINEAR
-from .lower import PROLOGUES
+from .lower import EPILOGUES, PROLOGUES
 from .net_literals import real
 
 
@@ -40,6 +40,7 @@ def linear_of_cpu(op: Op, table: Mapping[str, Kernel]) -> str:
         _launcher(many, *_affine(op, many)),
         f"{FEW}, {n}, {k}, {', '.join(map(str, at.values()))}",
         str(int(PROLOGUES[op.get("prologue", "none")])),
+        str(int(EPILOGUES[op.get("epilogue", "none")])),
         real(op.get("eps", 0.0)),
         str(scale_at),
     )

@@ -180,16 +180,19 @@ def _expected(
         return None
 
 
-def _rows(operands: Sequence[Data | None]) -> list[Data]:
-    """The operands of a linear, x as a matrix."""
-    x = operands[0]
-    assert isinstance(x, np.ndarray)
-    return [x.reshape(-1, x.shape[-1]), *(o for o in operands[1:] if o is not None)]
+def _rows(op: Op, operands: Sequence[Data | None]) -> list[Data]:
+    """The operands of a linear, x and what is added to its product as matrices."""
+    roles = op.strs("roles") or ("x", "w", "bias")
+    return [
+        o.reshape(-1, o.shape[-1]) if role in ("x", "residual") and isinstance(o, np.ndarray) else o
+        for role, o in zip(roles, operands, strict=False)
+        if o is not None
+    ]
 
 
 def _linear(op: Op, operands: Sequence[Data | None]) -> Array:
     """By the IR's own interpreter, on rows."""
-    y = evaluate(op, _rows(operands))[0]
+    y = evaluate(op, _rows(op, operands))[0]
     assert isinstance(y, np.ndarray)
     x = operands[0]
     assert isinstance(x, np.ndarray)
@@ -229,7 +232,7 @@ def _linear_error(
     walk: _Walk, op: Op, ours: Array, theirs: Array, operands: Sequence[Data | None]
 ) -> tuple[str, float, float]:
     """The kernel that ran, and its error and bound where they are closest (tolerance.py)."""
-    rows = _rows(operands)
+    rows = _rows(op, operands)
     count = np.asarray(rows[0]).shape[0]
     name = op.strs("kernels")[BUCKETS.index(FEW if count <= FEW else MANY)]
     kernel = next(k for k in walk.plan.linears if k.name == name)

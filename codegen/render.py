@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 
 from ..ir.errors import IRError
-from .args import ARGS, Count, Prologue, Space
+from .args import ARGS, Count, Epilogue, Prologue, Space
 from .isa import ISAS, Isa
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -65,7 +65,12 @@ def environment(folder: str = "cpu") -> jinja2.Environment:
 def render(template: str, folder: str = "cpu", **values: object) -> str:
     """The text of `templates/<folder>/<template>.jinja`. IRError: there is none, or it fails."""
     facts = {"structs": ARGS, "spaces": tuple(Space), "counts": tuple(Count)}
-    facts |= {"prologues": tuple(Prologue), "isas": ISAS, "header": HEADERS[folder]}
+    facts |= {
+        "prologues": tuple(Prologue),
+        "epilogues": tuple(Epilogue),
+        "isas": ISAS,
+        "header": HEADERS[folder],
+    }
     try:
         return environment(folder).get_template(f"{template}.jinja").render(facts | values)
     except jinja2.TemplateNotFound as error:

@@ -24,6 +24,7 @@ from ..ir.ops_model import weight_matrix
 
 UNIT = 2.0**-24
 _TRANSCENDENTAL = 16 * UNIT
+_STEEPEST_GELU = 1.13  # the largest slope of gelu, at sqrt(2)
 _FLOOR = 1e-30  # where everything is zero, denormals may differ
 
 Bound = F64
@@ -87,7 +88,8 @@ def _linear(op: Op, args: list[Data], results: tuple[Data, ...], precision: floa
     named = _roles(op, args)
     w = np.abs(weight_matrix(op.args[1].type, named["w"]))
     x = _after_prologue(op, named)
-    error = _rounding(x.shape[1])
+    is_gelu = op.get("epilogue", "none") == "gelu"
+    error = _rounding(x.shape[1]) + (_TRANSCENDENTAL if is_gelu else 0)
     if op.get("act", "f32") == "nvfp4":
         scale = np.float32(array(named["input_scale"]).reshape(()))
         below, at, above = (_quantized(x * (1 + d), scale) for d in (-error, 0, error))
@@ -103,6 +105,7 @@ def _linear(op: Op, args: list[Data], results: tuple[Data, ...], precision: floa
     for term in ("bias", "residual"):
         if term in named:
             bound = bound + 2 * UNIT * np.abs(f64(named[term]))
+    bound = bound * _STEEPEST_GELU if is_gelu else bound
     return [bound + 4 * UNIT * np.abs(f64(results[0]))]
 
 

@@ -8,6 +8,7 @@ Sources: OCP MX 1.0 (e2m1, e8m0), OCP FP8 (e4m3), PTX ISA `cvt.rn.satfinite.e2m1
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ml_dtypes
@@ -134,6 +135,12 @@ def quantize_weight(w: F32) -> tuple[U8, Array, np.float32]:
 def silu(x: F64) -> F64:
     """x / (1 + exp(-x)), without overflow for large negative x."""
     return x / (1 + np.exp(-np.clip(x, -700, None)))
+
+
+def gelu(x: F64) -> F64:
+    """x / 2 * (1 + erf(x / sqrt(2)))."""
+    erf = np.frompyfunc(math.erf, 1, 1)
+    return x / 2 * (1 + np.asarray(erf(x / math.sqrt(2)), np.float64))
 
 
 def rmsnorm(x: F64, gamma: F64, eps: float) -> F64:

@@ -19,6 +19,7 @@ from .ops_model import (
 from .types import TensorType, tensor
 
 PROLOGUES = ("none", "rmsnorm", "silu_mul")
+EPILOGUES = ("none", "gelu")
 ROLES = ("x", "w", "gamma", "bias", "residual", "input_scale", "row_scale")
 """Operands of fused_linear. x and w come first; the others where they are present."""
 
@@ -49,6 +50,8 @@ def _infer_fused_linear(op: Op) -> TensorType:
     types, prologue = _roles(op), op.get("prologue", "none")
     if prologue not in PROLOGUES:
         raise IRError(f"fused_linear: prologue {prologue!r}, expected one of {PROLOGUES}")
+    if (epilogue := op.get("epilogue", "none")) not in EPILOGUES:
+        raise IRError(f"fused_linear: epilogue {epilogue!r}, expected one of {EPILOGUES}")
     x = activation(op, 0)
     width = x.last // 2 if prologue == "silu_mul" else x.last
     out = infer_matmul(op, tensor("f32", *x.shape[:-1], width), types["w"])
@@ -57,11 +60,19 @@ def _infer_fused_linear(op: Op) -> TensorType:
     if (op.get("act", "f32") == "nvfp4") != ("input_scale" in types):
         raise IRError("fused_linear: input_scale goes with act nvfp4 and only with it")
     if "residual" in types:
-        expect(op, "shape of the residual", types["residual"].shape, out.shape)
+        _expect_alike(types["residual"], out)
     for vector in ("bias", "row_scale"):
         if vector in types:
             expect(op, vector, types[vector], tensor("f32", out.last))
     return out
+
+
+def _expect_alike(residual: TensorType, out: TensorType) -> None:
+    """Raises IRError for a residual of another shape; symbols are equal if a pass says so."""
+    pairs = zip(residual.shape, out.shape, strict=False)
+    known = [(a, b) for a, b in pairs if isinstance(a, int) and isinstance(b, int)]
+    if len(residual.shape) != len(out.shape) or any(a != b for a, b in known):
+        raise IRError(f"fused_linear: the residual is {residual}, the product {out}")
 
 
 def _prologue(op: Op, named: dict[str, Data]) -> F64:
@@ -86,9 +97,12 @@ def _fused_linear(op: Op, args: list[Data]) -> Data:
     y = _prologue(op, named) @ weight_matrix(op.args[1].type, named["w"]).T
     if "row_scale" in named:
         y = y * f64(named["row_scale"])
-    for term in ("bias", "residual"):
-        if term in named:
-            y = y + f64(named[term])
+    if "bias" in named:
+        y = y + f64(named["bias"])
+    if op.get("epilogue", "none") == "gelu":
+        y = numerics.gelu(y)
+    if "residual" in named:
+        y = y + f64(named["residual"])
     return y.astype(np.float32)
 
 
@@ -134,8 +148,9 @@ def _rope_append(op: Op, args: list[Data]) -> tuple[Data, ...]:
 
 OPS: dict[str, OpDef] = {
     "fused_linear": OpDef("[rmsnorm | silu_mul] -> [nvfp4 quantise] -> x W^T [* row scale] "
-                          "[+ bias] [+ residual]", 2, 7, _infer_fused_linear, _fused_linear,
+                          "[+ bias] [gelu] [+ residual]", 2, 7, _infer_fused_linear, _fused_linear,
                           attrs={"roles": "what each operand is", "prologue": "of x",
+                                 "epilogue": "none or gelu, before the residual",
                                  "act": "f32 or nvfp4", "eps": "of rmsnorm"}),
     "rope_append": OpDef("qkv -> [qk-norm] -> rope; gives q and the caches with k and v appended",
                          5, 7, _infer_rope_append, _rope_append,

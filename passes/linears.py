@@ -19,12 +19,14 @@ class Fused:
     act: str
     eps: float
     loc: str
+    epilogue: str = "none"
 
     @staticmethod
     def of(op: Op) -> Fused:
         roles = dict(zip(op.strs("roles"), op.args, strict=True))
         prologue, act = op.get("prologue", "none"), op.get("act", "f32")
-        return Fused(roles, prologue, act, op.get("eps", 0.0), op.loc)
+        epilogue = op.get("epilogue", "none")
+        return Fused(roles, prologue, act, op.get("eps", 0.0), op.loc, epilogue)
 
     @property
     def x(self) -> Value:
@@ -43,9 +45,10 @@ class Fused:
         """The op, its operands in the order of ROLES, and its result."""
         names = tuple(r for r in ROLES if r in self.roles)
         operands = (self.roles[r] for r in names)
+        behind = {} if self.epilogue == "none" else {"epilogue": self.epilogue}
         return view.make(
             "fused_linear", *operands, hint="y", loc=self.loc,
-            roles=names, prologue=self.prologue, act=self.act, eps=self.eps,
+            roles=names, prologue=self.prologue, act=self.act, eps=self.eps, **behind,
         )  # fmt: skip
 
 

@@ -6,11 +6,12 @@ in what stands before it (norm, activation quantiser) and behind it (residual).
 
 from __future__ import annotations
 
-from ..ir.graph import Graph, Op
+from ..ir.graph import ONNX, Graph, Op
 from ..ir.ops_fused import role
 from ..ir.rewrite import Answer, Rewrite, Rule, View, apply_rules
 from .context import Context, Outcome
 from .linears import Fused, concat_linears
+from .onnx_fuse import fuse_onnx
 
 
 def _qkv_rule(context: Context, graph: Graph) -> Rule:
@@ -135,4 +136,7 @@ def run(graph: Graph, context: Context) -> Outcome:
         Rule("linear + residual", ("add",), _residual),
     ]
     graph, log = apply_rules(graph, rules)
+    if any(op.name.startswith(ONNX) for op in graph.ops):
+        graph, more = fuse_onnx(graph, context)
+        log.extend(more)
     return Outcome(graph, tuple(log))

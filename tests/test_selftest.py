@@ -27,7 +27,7 @@ def weight(enc: str) -> tuple[TensorType, Data]:
     return TensorType((N, K), Nvfp4(layout="p16")), data
 
 
-def linear(enc: str, prologue: str, act: str) -> tuple[Op, list[Data]]:
+def linear(enc: str, prologue: str, act: str, epilogue: str = "none") -> tuple[Op, list[Data]]:
     w_type, w = weight(enc)
     width = 2 * K if prologue == "silu_mul" else K
     found: dict[str, tuple[TensorType, Data]] = {
@@ -41,7 +41,8 @@ def linear(enc: str, prologue: str, act: str) -> tuple[Op, list[Data]]:
     if act == "nvfp4":
         found["input_scale"] = tensor("f32"), np.array(0.004, np.float32)
     values = tuple(Value(name, type_) for name, (type_, _) in found.items())
-    attrs = {"roles": tuple(found), "prologue": prologue, "act": act, "eps": 1e-6}
+    attrs = {"roles": tuple(found), "prologue": prologue, "act": act, "eps": 1e-6,
+             "epilogue": epilogue}  # fmt: skip
     op = Op("fused_linear", values, (Value("y", tensor("f32", "T", N)),), {**attrs})
     return op, [data for _, data in found.values()]
 
@@ -62,6 +63,16 @@ def test_a_bound_holds_for_f32_and_not_for_a_fault(enc: str, prologue: str, act:
     faulty = array(evaluate(op, [x, *args[1:]])[0])
     caught = np.abs(faulty - y) > bound
     assert caught[0].mean() > (0.2 if act == "nvfp4" else 0.6)
+
+
+@pytest.mark.parametrize("enc", ["f32", "nvfp4"])
+def test_a_bound_of_gelu_holds_for_f32_and_not_for_a_fault(enc: str) -> None:
+    op, args = linear(enc, "none", "f32", "gelu")
+    (bound,) = tolerance(op, args, evaluate(op, args), UNIT)
+    y = array(evaluate(op, args)[0]).astype(np.float64)
+    without = Op(op.name, op.args, op.outs, {**op.attrs, "epilogue": "none"})
+    assert np.all(bound > 0) and np.all(bound[:1] < 1e-2)
+    assert (np.abs(array(evaluate(without, args)[0]) - y) > bound)[0].mean() > 0.6
 
 
 def test_a_bound_is_relative_to_the_sum_of_magnitudes() -> None:
