@@ -87,8 +87,7 @@ class ExtentTable:
         if op.name in ("linear", "fused_linear"):
             return (*first[:-1], op.out.type.last)
         if op.name in _BROADCAST:
-            second = self.of(op.args[1])
-            return None if second is None else self._broadcast(op.out, first, second)
+            return self._broadcast(op.out, [self.of(v) for v in op.args])
         if op.name == "onnx_transpose":
             return tuple(first[i] for i in op.ints("perm") or reversed(range(len(first))))
         if op.name == "onnx_attention":
@@ -99,11 +98,16 @@ class ExtentTable:
         return None
 
     @staticmethod
-    def _broadcast(out: Value, a: Extents, b: Extents) -> Extents:
-        rank = max(len(a), len(b))
-        pairs = zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True)
+    def _broadcast(out: Value, operands: Sequence[Extents | None]) -> Extents | None:
+        known = [extents for extents in operands if extents is not None]
+        if len(known) != len(operands):
+            return None
+        rank = max(map(len, known))
+        axes = zip(*((1,) * (rank - len(e)) + e for e in known), strict=True)
+        joint = [{extent for extent in axis if extent != 1} for axis in axes]
         return tuple(
-            x if x == y or y == 1 else y if x == 1 else (out, i) for i, (x, y) in enumerate(pairs)
+            1 if not found else found.pop() if len(found) == 1 else (out, i)
+            for i, found in enumerate(joint)
         )
 
     def _attention(self, op: Op, q: Extents) -> Extents | None:
