@@ -193,7 +193,7 @@ LINEAR = ArgsStruct(
     "LinearArgs",
     "y[m,n] = E(sum_k P(x)[m,k] * W[n,k] (+ bias[n])) (+ residual[m,n]); W in the target's\n"
     "layout.\n"
-    "E by `epilogue`: none, or gelu: x/2 * (1 + erf(x / sqrt(2))), on cpu only.\n"
+    "E by `epilogue`, of cpu kernels alone: none, or gelu, x/2 * (1 + erf(x / sqrt(2))).\n"
     "P by `prologue`: none; rmsnorm: x * rsqrt(mean(x^2) + eps) * gamma; silu_mul: the row of x\n"
     "is [gate(k) | up(k)] and P = silu(gate) * up. W4A4 kernels then quantise P by input_scale.\n"
     "out has a row stride of n floats and may be the residual itself.",

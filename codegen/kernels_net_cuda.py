@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Op, Value
 from ..ir.kernel import KernelDecl, Refusal
-from ..ir.ops_fused import role
+from ..ir.ops_fused import EPILOGUES
 from ..ir.types import LINEAR as ROWS
 from ..ir.types import Plain
 from . import args
@@ -118,24 +118,9 @@ def unit(family: str, variant: str) -> Source:
 
 def _plain_linear(dtype: str) -> Kernel:
     """Our own product of f32 rows with a plain weight, which rounds nothing."""
-    rule = LinearRule(dtype, ROWS, epilogue_scale=False)
-    decl = KernelDecl(
-        f"plain_linear_{dtype}", LINEAR_OPS, frozenset({_CUDA}), _bare(rule), "f32 sums"
-    )
+    rule = LinearRule(dtype, ROWS, epilogue_scale=False, epilogues=EPILOGUES)
+    decl = KernelDecl(f"plain_linear_{dtype}", LINEAR_OPS, frozenset({_CUDA}), rule, "f32 sums")
     return Kernel(decl, PLAIN_LINEAR, args.LINEAR)
-
-
-def _bare(refuses: Refusal) -> Refusal:
-    """What a kernel says of a linear, if there is nothing around it that its launch leaves out."""
-
-    def answer(op: Op, rows: int) -> str | None:
-        if op.get("prologue", "none") != "none":
-            return f"the linear has a prologue, {op.get('prologue', '')}"
-        if role(op, "residual") is not None:
-            return "the linear has a residual"
-        return refuses(op, rows)
-
-    return answer
 
 
 def linears(target: str) -> tuple[Kernel, ...]:
@@ -148,8 +133,7 @@ def linears(target: str) -> tuple[Kernel, ...]:
         if kernel.decl.serves == LINEAR_OPS and kernel.family != W4A4_FAMILY
     ]
     rounded = (
-        replace(k, decl=replace(k.decl, refuses=_bare(_of_rounded_rows(k.decl.refuses))))
-        for k in found
+        replace(k, decl=replace(k.decl, refuses=_of_rounded_rows(k.decl.refuses))) for k in found
     )
     return (*rounded, _plain_linear("f32"), _plain_linear("f16"))
 
@@ -158,6 +142,8 @@ def _of_rounded_rows(refuses: Refusal) -> Refusal:
     """What a kernel says of a linear whose rows are bf16."""
 
     def answer(op: Op, rows: int) -> str | None:
+        if op.get("prologue", "none") != "none":
+            return f"the linear has a prologue, {op.get('prologue', '')}"
         x = Value(op.args[0].name, op.args[0].type.with_enc(Plain("bf16")))
         attrs = {k: v for k, v in op.attrs.items() if k != "epilogue"}  # linear.cu's own
         return refuses(Op(op.name, (x, *op.args[1:]), op.outs, attrs, op.loc), rows)
