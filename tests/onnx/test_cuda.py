@@ -5,13 +5,15 @@ Run by `make test-gpu`. A node case passes, or is refused while it is compiled f
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import tempfile
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,38 @@ LEAST_PASSED = 1000
 """Node cases whose operators have a kernel for the device."""
 
 
-def _one(name: str) -> Outcome:
+def _work(names: list[str], results: Connection) -> None:
+    """One process: the outcome of each case, as it ends."""
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as folder:
-        return run_case(name, Path(folder), TARGET, DEVICE)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            results.send(run_case(name, Path(folder), TARGET, DEVICE))
+    results.close()
+
+
+def _outcomes(names: list[str]) -> list[Outcome]:
+    """Of these cases, whatever they do to the process that runs them."""
+    found: list[Outcome] = []
+    while len(found) < len(names):
+        receiver, sender = get_context("spawn").Pipe(duplex=False)
+        worker = get_context("spawn").Process(target=_work, args=(names[len(found) :], sender))
+        worker.start()
+        sender.close()
+        with contextlib.suppress(EOFError):
+            while True:
+                found.append(receiver.recv())
+        worker.join()
+        if len(found) < len(names):
+            crash = f"the process ended with {worker.exitcode}"
+            found.append(Outcome(names[len(found)], FAILED, crash))
+    return found
 
 
 def test_node_cases() -> None:
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        outcomes = list(pool.map(_one, cases(), chunksize=4))
+    names, workers = list(cases()), os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(_outcomes, [names[i::workers] for i in range(workers)]))
+    outcomes = [outcome for part in parts for outcome in part]
     count = Counter(outcome.kind for outcome in outcomes)
     print(dict(count))
     for outcome in outcomes:

@@ -42,6 +42,7 @@ def compare(
                 assert found.dtype == wanted.dtype
                 np.testing.assert_allclose(found, wanted, atol=RELATIVE * np.abs(wanted).max())
         assert isinstance(net, Net)
+        net.run(feeds[-1])
         before = net.counters()
         net.run(feeds[-1])
         after = net.counters()
