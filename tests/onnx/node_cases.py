@@ -43,8 +43,11 @@ def cases() -> dict[str, Any]:
         return {case.name: case for case in collect_testcases(None)}
 
 
-def run_case(name: str, folder: Path, target: str = "cpu", device: str = "cpu") -> Outcome:
-    """Compile the case's model into `folder`, run its data sets on the device, compare."""
+def run_case(
+    name: str, folder: Path, target: str = "cpu", device: str = "cpu", units: int = 1
+) -> Outcome:
+    """Compile the case's model into `folder`, run its data sets on the device, compare (see
+    `difference`)."""
     case = cases()[name]
     path, out = folder / f"{name}.onnx", folder / f"{name}.hb"
     path.write_bytes(case.model.SerializeToString())
@@ -55,12 +58,12 @@ def run_case(name: str, folder: Path, target: str = "cpu", device: str = "cpu") 
     except (HalfbyteError, Exception) as error:
         return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
     try:
-        return _run(name, case, out, device)
+        return _run(name, case, out, device, units)
     except Exception as error:
         return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
 
 
-def _run(name: str, case: Any, out: Path, device: str) -> Outcome:
+def _run(name: str, case: Any, out: Path, device: str, units: int) -> Outcome:
     stored = {t.name for t in case.model.graph.initializer}
     ports = [v.name for v in case.model.graph.input if v.name not in stored]
     with halfbyte.load(out, device, threads=2) as net:
@@ -70,7 +73,7 @@ def _run(name: str, case: Any, out: Path, device: str) -> Outcome:
             drawn = any(n.op_type in DRAWN for n in case.model.graph.node)
             # Nobody's random numbers are another's: shapes and dtypes are compared, and
             # test_onnx_random.py tests how they are distributed.
-            why = difference(found, expected, case.rtol, np.inf if drawn else case.atol)
+            why = difference(found, expected, case.rtol, np.inf if drawn else case.atol, units)
             if why:
                 return Outcome(name, WRONG, why)
     return Outcome(name, PASSED)
@@ -84,11 +87,13 @@ def _array(data: Any) -> Any:
     return onnx.numpy_helper.to_array(data) if is_proto else np.asarray(data)
 
 
-def difference(found: Sequence[Any], expected: Sequence[Any], rtol: float, atol: float) -> str:
+def difference(
+    found: Sequence[Any], expected: Sequence[Any], rtol: float, atol: float, units: int = 1
+) -> str:
     """Where the results differ, "" where they do not. NaN equals NaN.
 
-    The tolerance is the case's, and one unit in the last place of the largest result: a case's own
-    may be less than one rounding (bf16, and the inverse DFT).
+    The tolerance is the case's, and units in the last place of the largest result: a case's own may
+    be less than one rounding (bf16, and the inverse DFT).
     """
     if len(found) != len(expected):
         return f"{len(found)} results, expected {len(expected)}"
@@ -98,7 +103,7 @@ def difference(found: Sequence[Any], expected: Sequence[Any], rtol: float, atol:
             return f"result {i}: {ours.dtype} {ours.shape}, expected {theirs.dtype} {theirs.shape}"
         a, b = ours.astype(np.float64), theirs.astype(np.float64)
         largest = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
-        unit = LAST_PLACE.get(ours.dtype.name, 0.0) * largest
-        if not np.allclose(a, b, rtol=rtol, atol=atol + unit, equal_nan=True):
+        last = units * LAST_PLACE.get(ours.dtype.name, 0.0) * largest
+        if not np.allclose(a, b, rtol=rtol, atol=atol + last, equal_nan=True):
             return f"result {i}: off by {np.nanmax(np.abs(a - b)):.4g} (rtol {rtol}, atol {atol})"
     return ""

@@ -39,7 +39,9 @@ from tests.onnx_networks import bert, bert_weights, llama  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 TARGET, DEVICE = "sm_90a", "cuda:0"
-LEAST_PASSED = 1000
+UNITS = 2
+"""In the last place: the reference rounds each addition of a softmax of bf16, a device the sum."""
+LEAST_PASSED = 1380
 """Node cases whose operators have a kernel for the device."""
 
 
@@ -48,7 +50,7 @@ def _work(names: list[str], results: Connection) -> None:
     warnings.simplefilter("ignore")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            results.send(run_case(name, Path(folder), TARGET, DEVICE))
+            results.send(run_case(name, Path(folder), TARGET, DEVICE, UNITS))
     results.close()
 
 
