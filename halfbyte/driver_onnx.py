@@ -194,10 +194,8 @@ def _write(made: Sequence[Made], imported: OnnxImported, options: Options) -> Ar
         return None
     run = made[-1].run
     run.lap()
-    net = NetFacts(
-        imported.opset, tuple(map(_port, imported.inputs)), tuple(map(_port, imported.outputs))
-    )
     request = _request(made, builds, imported, options)
+    net = net_facts(imported)
     artifact = write_net_artifact(options.out, builds, net, imported.weights, request)
     run.tell(ARTIFACT, f"{artifact.folder}")
     return artifact
@@ -216,6 +214,13 @@ def _build(made: Made, library: NetLibrary) -> NetBuild:
         kernels=tuple(choices),
         phases=tuple(phase_facts(line) for line in made.run.dumps.lines),
         recipe=recipes.most_common(1)[0][0] if recipes else "",
+    )
+
+
+def net_facts(imported: OnnxImported) -> NetFacts:
+    """What a graph takes and gives, as the manifest tells it."""
+    return NetFacts(
+        imported.opset, tuple(map(_port, imported.inputs)), tuple(map(_port, imported.outputs))
     )
 
 

@@ -58,12 +58,14 @@ def run_case(
     except (HalfbyteError, Exception) as error:
         return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
     try:
-        return _run(name, case, out, device, units)
+        return run_artifact(name, out, device, units)
     except Exception as error:
         return Outcome(name, FAILED, f"{type(error).__name__}: {error}")
 
 
-def _run(name: str, case: Any, out: Path, device: str, units: int) -> Outcome:
+def run_artifact(name: str, out: Path, device: str = "cpu", units: int = 1) -> Outcome:
+    """Run the data sets of a case on its artifact, compare."""
+    case = cases()[name]
     stored = {t.name for t in case.model.graph.initializer}
     ports = [v.name for v in case.model.graph.input if v.name not in stored]
     with halfbyte.load(out, device, threads=2) as net:
