@@ -80,6 +80,11 @@ FAMILIES: dict[str, CudaFamily] = {
     "reduce": CudaFamily(host_ins={f"reduce_{name}": (1,) for name in REDUCTIONS}),
     "softmax": CudaFamily(),
     "normalize": CudaFamily(),
+    "dynamic_quantize": CudaFamily(),
+    "channel_norm": CudaFamily(),
+    "cumulative": CudaFamily(host_ins={"cum_sum": (1,), "cum_prod": (1,)}),
+    "order": CudaFamily(without=("unique",), host_ins={"top_k": (1,)}),
+    "rotary": CudaFamily(),
 }  # fmt: skip
 
 VIEWS = "views"
