@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Op
 from ..ir.kernel import KernelDecl, Refusal, Workspace
-from ..ir.types import FP8_CACHE, LINEAR, WGMMA
+from ..ir.types import FP8_CACHE, LINEAR, QUANTISED_CACHES, WGMMA
 from . import args
 from .args import ArgsStruct
 from .constraints import EmbedRule, HeadRule, LinearRule, PlainRule
@@ -65,7 +65,8 @@ def _attention_decode(op: Op, tokens: int) -> Workspace:
     """Sums, peak and total of each split of the keys of each head."""
     heads, kv_heads = op.get("heads", 0), op.get("kv_heads", 0)
     pairs = tokens * kv_heads * -(-heads // kv_heads // 16)
-    splits = min(64, max(4, 2 * MOST_SMS // pairs))
+    resident = 3 if op.args[1].type.enc in QUANTISED_CACHES else 2
+    splits = min(64, max(4, resident * MOST_SMS // pairs))
     return Workspace(COUNTER_BYTES + tokens * heads * splits * (op.get("head_dim", 0) + 2) * 4)
 
 
@@ -130,11 +131,12 @@ def attention(shared_bytes: int) -> tuple[Kernel, ...]:
 
 def _attention(dims: tuple[int, ...], cache: str, suffix: str) -> tuple[Kernel, Kernel]:
     promise = "bf16 products, f32 sums, online softmax"
+    decode_promise = promise.replace("bf16", "f16") if suffix else promise
     decode = HeadRule(dims=dims, most_rows=DECODE_ROWS, cache=(cache,))
     prefill = HeadRule(dims=dims, least_rows=DECODE_ROWS + 1, cache=(cache,))
     few, many = f"attention_decode{suffix}", f"attention_prefill{suffix}"
     return (
-        _plain(few, args.ATTENTION, decode, promise, family=few, serves=("attention",),
+        _plain(few, args.ATTENTION, decode, decode_promise, family=few, serves=("attention",),
                workspace=_attention_decode),
         _plain(many, args.ATTENTION, prefill, promise, family=many, serves=("attention",)),
     )  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ from halfbyte.codegen.kernel_code import compiled_kernels
 from halfbyte.codegen.kernels_cuda import COUNTER_BYTES, HEAD_DIMS
 from halfbyte.codegen.nvcc import CudaCompiler, find_cuda_compiler
 from halfbyte.codegen.plan import Plan, make_plan
-from halfbyte.codegen.plan_cuda import SYMBOLS, Arch, arch_of, cuda_sources
+from halfbyte.codegen.plan_cuda import SYMBOLS, Arch, arch_of, cuda_sources, kernel_facts
 from halfbyte.codegen.ptxas import readable, resources
-from halfbyte.codegen.render import TEMPLATES
+from halfbyte.codegen.render import TEMPLATES, source
 from halfbyte.codegen.sass import LOCAL_MEMORY, census, count, find_tools, matrix_instruction, parse
 from halfbyte.codegen.table import table_of
 from halfbyte.frontend import import_model, open_checkpoint
@@ -145,6 +147,34 @@ def test_machine_code_has_the_instructions_it_promises(
     assert matrix["gemm"].startswith("HGMMA.64x")
     for name in ("gemv", "dense_gemv_kernel", "attention_decode_kernel"):
         assert matrix[name] == "HMMA.16816.F32.BF16", name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sm_90a", "sm_120a"])
+@pytest.mark.parametrize("unit", ["attention_decode_fp8", "attention_prefill_fp8", "rope_append"])
+def test_fp8_caches_are_converted_by_the_hardware(
+    name: str, unit: str, toolchain: CudaCompiler, tmp_path: Path
+) -> None:
+    tools = find_tools()
+    if tools is None:
+        pytest.skip("no cuobjdump and nvdisasm: pip install the extra `cuda`")
+    chosen = target(name)
+    compiler = replace(toolchain, arch=arch_of(chosen))
+    made = source(f"{unit}.cu", None, "cuda", **kernel_facts(chosen))
+    for file, text in {made.name: made.text, **made.headers}.items():
+        (tmp_path / file).write_text(text)
+    object_ = tmp_path / "unit.o"
+    command = (*compiler.command_of(made.name), *compiler.flags_of(made.name), "-c", "-o")
+    subprocess.run(
+        (*command, str(object_), made.name), cwd=tmp_path, check=True, capture_output=True
+    )
+    found = {symbol: n for symbol, n in census(object_, tools).items() if "E4m3" in symbol}
+    converts = "F2FP.SATFINITE.E4M3" if unit == "rope_append" else "F2FP.F16.E4M3"
+    assert found
+    for symbol, instructions in found.items():
+        assert any(name.startswith(converts) for name in instructions), symbol
+        assert not any(count(instructions, local) for local in LOCAL_MEMORY), symbol
+        assert (matrix_instruction(instructions) == "") == (unit == "rope_append"), symbol
 
 
 # --- what the tools say ---------------------------------------------------------------------------
