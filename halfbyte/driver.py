@@ -354,10 +354,12 @@ def sha256_of(path: Path) -> str:
 
 
 def _scales(imported: Imported, context: Context) -> list[dict[str, object]]:
-    """Global and input scales of every NVFP4 linear, as multipliers, for `inspect --scales`."""
+    """Scales of NVFP4 linears and of an FP8 KV cache, as multipliers, for `inspect --scales`."""
     dialects = {fact.loc: fact.dialect for fact in imported.linears}
     graph, found = imported.graph, list[dict[str, object]]()
     for op in graph.ops:
+        if scale := op.get("cache_scale", 0.0):
+            found.append({"module": op.loc, "dialect": "", "role": "kv_cache", "value": scale})
         if op.get("format", "") != "nvfp4":
             continue
         role = "weight_global" if op.name == "dequantize" else "input"

@@ -17,7 +17,7 @@ OUTLIER = 8.0
 """A scale this many times above the median of its role, or below it, is named."""
 
 ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "head")
-NAMES = {"weight_global": "weight", "input": "input"}
+NAMES = {"weight_global": "weight", "input": "input", "kv_cache": "KV cache"}
 GROUPS = (("q", "k", "v"), ("gate", "up"))
 """Linears that read one input, and so become one launch."""
 
@@ -33,7 +33,7 @@ class Outlier:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The scales of one role: `kind` is "weight_global" or "input"; all as multipliers."""
+    """The scales of one role: `kind` is a key of NAMES; all as multipliers."""
 
     role: str
     kind: str
@@ -123,7 +123,7 @@ def _group(roles: tuple[str, ...], kind: str, found: Sequence[Scale]) -> Group:
 def scales_text(facts: Scales) -> list[str]:
     """A row per role, then outliers by name, then the groups that share an input."""
     if not facts.count:
-        return ["no scales: the checkpoint has no NVFP4 linear"]
+        return ["no scales: the checkpoint has no NVFP4 linear and no FP8 KV cache"]
     spelling = f" from {', '.join(facts.dialects)}" if facts.dialects else ""
     lines = [f"{facts.count} scales{spelling}, all as multipliers", ""]
     head = ("scale", "role", "count", "min", "median", "mean", "max", "max/min", "outliers")

@@ -45,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """One scale of the checkpoint, as a multiplier. `role`: "weight_global" or "input"."""
+    """One scale of the checkpoint, as a multiplier. `role`: weight_global, input or kv_cache."""
 
     module: str
     value: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from halfbyte.codegen.plan import Plan, make_plan
 from halfbyte.codegen.tolerance import tolerance
 from halfbyte.driver import Options, compile_model
 from halfbyte.frontend import Imported, import_model, open_checkpoint
+from halfbyte.inspect_source import Scale
 from halfbyte.ir import numerics
 from halfbyte.ir.errors import IRError, ModelError, TargetError
 from halfbyte.ir.graph import Graph, Op, Value
@@ -399,6 +401,18 @@ def test_a_code_may_only_differ_at_an_edge() -> None:
 def compile_to_plan(model: Path, name: str, kv_cache: str = "auto") -> str:
     options = Options(model, None, target=name, compile_to="50_capture", kv_cache=kv_cache)
     return compile_model(options).kv_cache
+
+
+def test_its_scales_are_audited(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "m", with_scales(COMPRESSED), with_scheme())
+    compile_model(
+        Options(model, None, target="sm_90a", compile_to="50_capture", dump=tmp_path / "d")
+    )
+    (found,) = tmp_path.glob("d/**/scales.json")
+    scales = [Scale(**fields) for fields in json.loads(found.read_text())]
+    assert [(s.module, s.value, s.role) for s in scales] == [
+        (f"{AT}.k_cache", K, "kv_cache"), (f"{AT}.v_cache", float(np.float32(V)), "kv_cache")
+    ]  # fmt: skip
 
 
 def test_the_report_says_which_and_why(tmp_path: Path) -> None:
