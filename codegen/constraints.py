@@ -113,7 +113,7 @@ class HeadRule:
     cache: tuple[str, ...] = ()
 
     def __call__(self, op: Op, tokens: int) -> str | None:
-        return self._refuse_heads(op) or self._refuse_rows(tokens)
+        return self._refuse_heads(op) or self._refuse_cache(op) or self._refuse_rows(tokens)
 
     def _refuse_heads(self, op: Op) -> str | None:
         dim = op.get("head_dim", 0)
@@ -123,8 +123,13 @@ class HeadRule:
             return f"head_dim is {dim}, kernel takes at most {self.largest}"
         if self.dims and dim not in self.dims:
             return f"head_dim is {dim}, kernel takes {', '.join(map(str, self.dims))}"
+        return None
+
+    def _refuse_cache(self, op: Op) -> str | None:
+        if not self.cache:
+            return None
         enc = op.args[1].type.enc
-        if self.cache and not (isinstance(enc, Plain) and enc.dtype in self.cache):
+        if not (isinstance(enc, Plain) and enc.dtype in self.cache):
             return f"KV cache is {enc}, kernel reads {' or '.join(self.cache)}"
         return None
 

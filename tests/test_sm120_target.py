@@ -26,7 +26,7 @@ from halfbyte.ir.layouts_cuda import nvfp4_from_sfatom, nvfp4_to_sfatom
 from halfbyte.ir.ops_fused import unquantized
 from halfbyte.ir.ops_model import weight_matrix
 from halfbyte.ir.target import TARGETS, target
-from halfbyte.ir.types import SFATOM, Nvfp4, TensorType, tensor
+from halfbyte.ir.types import PAGED, SFATOM, Nvfp4, Plain, TensorType, tensor
 from halfbyte.passes import pipeline
 from halfbyte.passes.context import Context
 
@@ -100,7 +100,9 @@ def test_the_table_is_sound() -> None:
 
 def test_what_a_block_cannot_hold_is_refused() -> None:
     heads: dict[str, Attr] = {"heads": 8, "kv_heads": 8, "head_dim": 256}
-    op = Op("attention", (), (Value("y", tensor("bf16", "T", 2048)),), heads)
+    q, cache = tensor("bf16", "T", 2048), TensorType((8, 64, 256), Plain("bf16", PAGED))
+    operands = (Value("q", q), Value("k", cache), Value("v", cache))
+    op = Op("attention", operands, (Value("y", q),), heads)
     for name, refused in ((NAME, True), ("sm_90a", False)):
         why = table_of(name).by_name["attention_decode"].decl.refuses(op, 1)
         assert (why is not None) == refused
