@@ -70,6 +70,18 @@ def _arithmetic(node: NodeProto, opset: int, patch: Patch) -> None:
     _again(node, patch, drop=("axis", "broadcast", "consumed_inputs"))
 
 
+def _prelu(node: NodeProto, opset: int, patch: Patch) -> None:
+    """Before opset 7 a slope is one number, or one for each channel: along axis 1, not the last."""
+    if opset >= 7:
+        return _again(node, patch)
+    x, slope = node.input
+    spatial = patch.op("Shape", [patch.op("Shape", [x], start=2)])
+    ones = patch.op("Expand", [patch.ints([1]), spatial])
+    columns = patch.op("Concat", [patch.ints([-1]), ones], axis=0)
+    slopes = patch.op("Reshape", [slope, columns])
+    _again(node, patch, inputs=[x, slopes], drop=("consumed_inputs",))
+
+
 def _axes_as_operand(below: int) -> Spelling:
     def rule(node: NodeProto, opset: int, patch: Patch) -> None:
         axes = integers(node, "axes")
@@ -269,7 +281,7 @@ def _tile(node: NodeProto, opset: int, patch: Patch) -> None:
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 _UNARY = ("Abs", "Ceil", "Elu", "Exp", "Floor", "HardSigmoid", "InstanceNormalization", "LeakyRelu",
-          "Log", "Max", "Mean", "Min", "Neg", "PRelu", "Reciprocal", "Relu", "Sigmoid", "Sqrt",
+          "Log", "Max", "Mean", "Min", "Neg", "Reciprocal", "Relu", "Sigmoid", "Sqrt",
           "Sum", "Tanh")  # fmt: skip
 _BINARY = ("Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor")
 
@@ -294,6 +306,7 @@ OLDER: Mapping[str, Spelling] = {
     "GridSample": _grid_sample,
     "GroupNormalization": _group_normalization,
     "LpPool": _norm_order,
+    "PRelu": _prelu,
     "Pad": _pad,
     "Reshape": _reshape,
     "Resize": _resize,

@@ -310,6 +310,34 @@ def test_softmax_before_13_is_over_all_axes_from_its_own(tmp_path: Path) -> None
     np.testing.assert_allclose(found, np.exp(V) / np.exp(V).sum(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [1, 6, 7])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 3), (2, 3, 3, 3), (2, 3)], ids=str)
+def test_prelu_before_7_has_a_slope_for_each_channel(
+    tmp_path: Path, opset: int, shape: tuple[int, ...]
+) -> None:
+    """Its axis is 1; from opset 7 on a slope broadcasts as everything does."""
+    slope = np.array([0.5, -1, 2], np.float32)
+    x = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+    if opset == 7:
+        slope = slope.reshape(3, *(1,) * (len(shape) - 2))
+    for free in (list(shape), [None] * len(shape)):
+        proto = model(
+            [node("PRelu", ["x", "s"], ["y"])], {"x": (F, free)}, ["y"], {"s": slope}, opset
+        )
+        columns = slope.reshape(3, *(1,) * (len(shape) - 2))
+        (found,) = run(imported(proto, tmp_path), {"x": x})
+        np.testing.assert_allclose(found, np.where(x < 0, x * columns, x), rtol=1e-6)
+
+
+def test_prelu_before_7_as_the_evaluator_reads_it(tmp_path: Path) -> None:
+    slope = {"s": np.array([0.5, -1, 2], np.float32)}
+    proto = model([node("PRelu", ["x", "s"], ["y"])], {"x": (F, [1, 3, 4])}, ["y"], slope, 6)
+    agrees(proto, tmp_path, {"x": V - 0.5})
+    one = model([node("PRelu", ["x", "s"], ["y"])], {"x": (F, [1, 3, 4])}, ["y"],
+                {"s": np.array([0.5], np.float32)}, 6)  # fmt: skip
+    agrees(one, tmp_path, {"x": V - 0.5})
+
+
 def test_upsample_and_resize_10_are_resize(tmp_path: Path) -> None:
     given = {"s": np.array([1, 1, 2, 3], np.float32)}
     x = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
