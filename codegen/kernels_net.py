@@ -253,6 +253,13 @@ KERNELS: tuple[NetKernel, ...] = (
 
 BY_OP: dict[str, NetKernel] = {kernel.op: kernel for kernel in KERNELS}
 
+
+def serves(op: Op) -> bool:
+    """Whether there is a kernel for the types of an op's operands; true of those not tabled."""
+    kernel = BY_OP.get(op.name)
+    return kernel is None or kernel.variant(op) in kernel.variants
+
+
 BUCKETS = (1, 8, 65536)
 """Rows that a linear is chosen for: at most 8, or any number; an operator does not ask."""
 FEW, MANY = BUCKETS[1], BUCKETS[2]

@@ -2,8 +2,8 @@
 
 In order: read and check, resolve names and inline functions (onnx_read), bind extents
 (onnx_inputs), infer types and fold what is known until nothing changes (onnx_infer, onnx_fold), put
-function bodies where the op table has no entry (onnx_bodies), translate (onnx_graph), recognise the
-spellings of what halfbyte has its own kernels for (onnx_patterns).
+function bodies where there is no entry or no kernel (onnx_bodies), translate (onnx_graph),
+recognise the spellings of what halfbyte has its own kernels for (onnx_patterns).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import GraphProto, ValueInfoProto
 from ..ir.errors import ModelError
 from ..ir.graph import Graph
 from ..ir.rewrite import LogEntry
-from .onnx_bodies import inline_bodies
+from .onnx_bodies import Serves, inline_bodies
 from .onnx_fold import Budget, fold
 from .onnx_graph import Translator
 from .onnx_infer import infer_types
@@ -67,8 +67,14 @@ class OnnxImported:
     files: tuple[Path, ...]
 
 
-def import_onnx(path: str | Path, *, dims: Mapping[str, int] | None = None) -> OnnxImported:
+def import_onnx(
+    path: str | Path,
+    *,
+    dims: Mapping[str, int] | None = None,
+    serves: Serves = lambda op: True,
+) -> OnnxImported:
     """The graphs of an ONNX file. `dims` binds extents: symbol, or `INPUT.AXIS`, -> number.
+    Operators that `serves` denies a kernel are written out as ONNX defines them, where it does.
 
     Raises ModelError naming file and node: for a file that is not ONNX or damaged, a graph that is
     not valid, an operator that is unknown or not compiled, data outside the model's folder.
@@ -82,7 +88,7 @@ def import_onnx(path: str | Path, *, dims: Mapping[str, int] | None = None) -> O
     ports = [v.name for v in (*_inputs(proto.graph), *proto.graph.output)]
     reader.graph(model.graph, Scope(ChainMap(), opsets, {}))
     symbols = bind(model.graph, dims or {}, path)
-    _settle(model, reader)
+    _settle(model, reader, serves)
     graphs = recognise(Translator(model).graphs(), model)
     return _imported(model, graphs, ports, symbols, opsets.get("", 0))
 
@@ -92,12 +98,12 @@ def _inputs(graph: GraphProto) -> list[ValueInfoProto]:
     return [v for v in graph.input if v.name not in stored]
 
 
-def _settle(model: Model, reader: Reader) -> None:
+def _settle(model: Model, reader: Reader, serves: Serves) -> None:
     """Infer, fold and inline until no step finds anything more."""
     budget = Budget()
     for _ in range(MOST_ROUNDS):
         infer_types(model)
-        if not fold(model, budget) and not inline_bodies(model, reader):
+        if not fold(model, budget) and not inline_bodies(model, reader, serves):
             return
     infer_types(model)
 

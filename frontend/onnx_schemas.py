@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
-from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto, defs
+from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto, defs, shape_inference
 
 
 class Kind(Protocol):
@@ -89,3 +89,13 @@ def function_of(
     function = FunctionProto()
     function.ParseFromString(data)
     return function if function.node else None
+
+
+def is_sound(function: FunctionProto, node: NodeProto, types: Sequence[TypeProto | None]) -> bool:
+    """Whether onnx can type the function's nodes on operands of these types."""
+    try:
+        known = [t for t in types if t is not None]
+        shape_inference.infer_function_output_types(function, known, list(node.attribute))
+    except Exception:  # C++ exceptions of several kinds
+        return False
+    return True

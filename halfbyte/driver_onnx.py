@@ -14,7 +14,7 @@ from . import __version__
 from .codegen.build import ffi_options
 from .codegen.emit import Request, kernel_choice
 from .codegen.kernels import LINEAR_OPS
-from .codegen.kernels_net import BUCKETS
+from .codegen.kernels_net import BUCKETS, serves
 from .codegen.kernels_net import declarations as net_declarations
 from .codegen.kernels_net_cuda import declarations as cuda_declarations
 from .codegen.net_emit import NetBuild, NetLibrary, compile_net_library, write_net_artifact
@@ -62,7 +62,7 @@ def compile_onnx(options: Options) -> CompileReport:
     """
     start = time.perf_counter()
     targets = tuple(map(for_graphs, targets_of(options)))
-    imported = import_onnx(options.model, dims=dict(options.dims))
+    imported = import_onnx(options.model, dims=dict(options.dims), serves=serves)
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
     made: list[Made] = []

@@ -6,11 +6,14 @@ Each is compared with onnx's evaluator on the file as it was, or with numpy wher
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+import halfbyte
+from halfbyte.frontend.onnx_evaluator import run_model
 from halfbyte.frontend.onnx_importer import import_onnx
 from halfbyte.frontend.onnx_names import OP_OF
 from halfbyte.ir.errors import ModelError
@@ -348,3 +351,29 @@ def test_upsample_and_resize_10_are_resize(tmp_path: Path) -> None:
         )
         found = imported(proto, tmp_path)
         np.testing.assert_array_equal(run(found, {"x": x})[0], wanted)
+
+
+# ---- operators whose kernel does not take the types ----------------------------------------------
+
+
+def test_a_body_stands_in_where_no_kernel_takes_the_types(tmp_path: Path) -> None:
+    """Attention adds an integer mask; our kernel takes floats and bool."""
+    rng = np.random.default_rng(5)
+    feed: dict[str, Any] = {n: rng.standard_normal((1, 2, 3, 8), np.float32) for n in "qkv"}
+    feed["m"] = rng.integers(-2, 2, (3, 3)).astype(np.int32)
+    inputs: dict[str, tuple[int, Any]] = {n: (F, [1, 2, "t", 8]) for n in "qkv"}
+    inputs["m"] = (TensorProto.INT32, ["t", "t"])
+    proto = model([node("Attention", [*feed], ["y"])], inputs, ["y"])
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    halfbyte.compile(tmp_path / "net.onnx", tmp_path / "net.hb")
+    with halfbyte.load(tmp_path / "net.hb") as net:
+        found = net.run(feed)["y"]
+    np.testing.assert_allclose(found, run_model(proto, feed)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [TensorProto.DOUBLE, TensorProto.FLOAT16])
+def test_a_body_that_cannot_be_typed_either_does_not(tmp_path: Path, other: int) -> None:
+    proto = model([node("Clip", ["x", "low"], ["y"])], {"x": (F, [3]), "low": (other, [])}, ["y"])
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(halfbyte.ModelError, match="Clip|clip"):
+        halfbyte.compile(tmp_path / "net.onnx", tmp_path / "net.hb")

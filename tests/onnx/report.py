@@ -77,7 +77,8 @@ def text(found: list[Outcome]) -> str:
         lines.append(f"| {len(names)} | {kind} | {why} | `{names[0]}` |")
     lines += ["", "## Operators with an entry of their own", "", operators() + ".", ""]
     lines += [
-        "Others that have an ONNX function body are inlined at import.",
+        "Others that have an ONNX function body are inlined at import; so is one of these whose\n"
+        "kernel does not take the types at hand (an integer mask of Attention).",
         "",
     ]
     return "\n".join(lines)
