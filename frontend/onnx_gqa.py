@@ -104,13 +104,13 @@ def _attend(
         return
     q, *new = (_split(patch, x, n) for x, n in zip(qkv, (heads, kv_heads, kv_heads), strict=True))
     rows = _rows(patch, qkv[0])
-    present = list(node.output[1:3]) + [""] * (3 - len(node.output))
+    present: tuple[str, ...] = (*node.output[1:3], "", "")
     cache = [
         _written(patch, old, x, first, operand(node, 6), name)
-        for old, x, name in zip(past, new, present, strict=True)
+        for old, x, name in zip(past, new, present, strict=False)
     ]
     lengths = patch.op("Add", [first, rows])
-    y = patch.op("Attention", [q, *cache, "", "", "", lengths], **attrs)
+    y = patch.op("Attention", [q, *cache, "", "", "", lengths], (), **attrs)
     joined = patch.op("Transpose", [y], perm=[0, 2, 1, 3])
     patch.op("Reshape", [joined, patch.ints([0, 0, -1])], node.output[:1])
 

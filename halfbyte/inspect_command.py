@@ -100,6 +100,11 @@ def _whole(source: Source, args: argparse.Namespace) -> tuple[DataclassInstance,
 
         held = graphs(source)
         return held, graphs_text(held)
+    if args.memory and source.manifest.net is not None:
+        from .inspect_net_memory import net_memory, net_memory_text
+
+        lives = net_memory(source)
+        return lives, net_memory_text(lives)
     if args.memory:
         from .inspect_memory import memory, memory_text
 

@@ -93,7 +93,7 @@ def memory(source: Source) -> Memory:
     slots = _slots(ops)
     by_type: Counter[str] = Counter()
     for weight in facts.weights:
-        by_type[_encoding(weight.type)] += weight.bytes
+        by_type[encoding_of(weight.type)] += weight.bytes
     fixed = sum(by_type.values()) + facts.arena.state + facts.arena.workspace
     arena = facts.arena.per_token
     return Memory(
@@ -111,7 +111,7 @@ def memory(source: Source) -> Memory:
     )
 
 
-def _encoding(type_: str) -> str:
+def encoding_of(type_: str) -> str:
     """`nvfp4<block=16>` of `tensor<80x48, nvfp4<block=16>>`."""
     return type_.partition(", ")[2].removesuffix(">") or type_
 

@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from ..ir.errors import ModelError, TargetError
 from .artifact import Artifact, NetFacts, PortFacts
+from .chat import ChatTemplate
 from .devices import Device
 from .model import Model
 from .session import Native, Session, native_call
 from .target_weights import TargetWeights
+from .tokenizer import Tokenizer
 
 Array = npt.NDArray[Any]
 MOST_RANK = 8  # kMaxRank of net.h
@@ -74,9 +76,25 @@ class Net(Model):
     @property
     def session(self) -> Session:
         """Raises ModelError: a graph has no tokens."""
-        raise ModelError(
-            f"{self.artifact.folder}: an ONNX graph, not a language model; "
-            "call run({name: array})"
+        raise self._no_model()
+
+    @property
+    def chat_template(self) -> ChatTemplate:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Raises ModelError: a graph has no turns."""
+        raise self._no_model()
+
+    @property
+    def tokenizer(self) -> Tokenizer:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Raises ModelError: a graph has no text."""
+        raise self._no_model()
+
+    def _no_model(self) -> ModelError:
+        folder, names = self.artifact.folder, [port.name for port in self.graph.inputs]
+        arrays = ", ".join(f'"{name}": array' for name in names)
+        files = " ".join(f"--input {name}={name}.npy" for name in names)
+        return ModelError(
+            f"{folder}: an ONNX graph, not a language model; call run({{{arrays}}}), or "
+            f"`halfbyte run {folder} {files}`"
         )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
