@@ -13,13 +13,11 @@ import tvm_ffi
 
 from ..ir.errors import TargetError
 from ..ir.numerics import NUMPY_DTYPES, Array
-from .onnx_oracle import NUMBERS
+from ..runtime.net_tensors import Head, empty_head, head_of, read_head, room_for
 
-MOST_RANK = 8  # kMaxRank of net.h
 CPU = -1  # no CUDA device
 Bytes = npt.NDArray[np.uint8]
 
-_NAMES = {number: name for name, number in NUMBERS.items()}
 _CODES = {"i4": np.int8, "i2": np.int8, "u4": np.uint8, "u2": np.uint8}
 
 
@@ -65,11 +63,11 @@ class NetSession:
         return [self._result(i) for i in range(results)]
 
     def _result(self, i: int) -> Array:
-        head = np.zeros(2 + MOST_RANK, np.int64)
+        head = empty_head()
         self._module["result"](self._handle, i, head)
-        name, shape = _NAMES[int(head[0])], tuple(map(int, head[2 : 2 + head[1]]))
+        name, shape = read_head(head)
         dtype = NUMPY_DTYPES[name]
-        raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, np.uint8)
+        raw = room_for(shape, dtype)
         self._module["fetch"](self._handle, i, raw)
         stored = _CODES.get(name)
         flat = raw.view(stored).astype(dtype) if stored else raw.view(dtype)
@@ -83,12 +81,9 @@ def _aligned(size: int) -> Bytes:
     return whole[begin : begin + size]
 
 
-def _native(tensor: Array) -> tuple[npt.NDArray[np.int64], Bytes]:
+def _native(tensor: Array) -> tuple[Head, Bytes]:
     """A tensor as the library takes it: type, rank and extents; bytes."""
     name = next(d for d, dtype in NUMPY_DTYPES.items() if dtype == tensor.dtype)
-    head = np.zeros(2 + MOST_RANK, np.int64)
-    head[:2] = NUMBERS[name], tensor.ndim
-    head[2 : 2 + tensor.ndim] = tensor.shape
     stored = _CODES.get(name)
     coded = tensor.astype(stored) if stored else tensor
-    return head, np.ascontiguousarray(coded).reshape(-1).view(np.uint8)
+    return head_of(name, tensor.shape), np.ascontiguousarray(coded).reshape(-1).view(np.uint8)

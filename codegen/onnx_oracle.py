@@ -14,17 +14,12 @@ from ..ir.graph import Attr, Op
 from ..ir.numerics import NUMPY_DTYPES, Array
 from ..ir.ops import lookup
 from ..ir.types import Plain
+from ..runtime.net_tensors import NUMBERS
 
 OURS = ("kernels", "launch", "frees", "side")
 """Attributes that phases put on ops."""
 TENSOR_ATTRIBUTES = {"onnx_constant_of_shape": "value"}
 """Operators whose last operand ONNX writes as an attribute."""
-NUMBERS: dict[str, int] = {
-    "f32": 1, "u8": 2, "i8": 3, "u16": 4, "i16": 5, "i32": 6, "i64": 7, "bool": 9, "f16": 10,
-    "f64": 11, "u32": 12, "u64": 13, "bf16": 16, "f8e4m3": 17, "f8e4m3fnuz": 18, "f8e5m2": 19,
-    "f8e5m2fnuz": 20, "u4": 21, "i4": 22, "f4e2m1": 23, "f8e8m0": 24, "u2": 25, "i2": 26,
-}  # fmt: skip
-"""onnx.TensorProto.DataType of each dtype."""
 
 
 def evaluate_onnx(op: Op, operands: Sequence[Array | None]) -> list[Array]:

@@ -12,9 +12,10 @@ import onnx
 from onnx import GraphProto, TensorProto, TypeProto, helper, numpy_helper
 
 from ..ir.errors import ModelError
+from ..ir.onnx_ops import DTYPES
 from ..ir.types import UNKNOWN, UNRANKED, Dim, Plain, TensorType
 from .onnx_model import NEWEST, Model, graphs
-from .onnx_tensors import DTYPES, ONNX_DTYPES, Constant
+from .onnx_tensors import ONNX_DTYPES, Constant
 
 SMALL = 1024
 """Elements up to which inference sees a constant's data."""

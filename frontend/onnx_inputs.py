@@ -14,8 +14,9 @@ from onnx import GraphProto, TypeProto, ValueInfoProto
 
 from ..ir.errors import ModelError
 from ..ir.graph import Value
+from ..ir.onnx_ops import DTYPES
 from ..ir.types import UNRANKED, Dim
-from .onnx_tensors import DTYPES, MAX_RANK, dtype_name
+from .onnx_tensors import MAX_RANK, dtype_name
 
 SHOWN = 80
 

@@ -18,24 +18,15 @@ from onnx import TensorProto, numpy_helper
 
 from ..ir.errors import ModelError
 from ..ir.numerics import NUMPY_DTYPES
+from ..ir.onnx_ops import DTYPES
 from ..ir.types import Plain, TensorType
 from .tensor_info import SHOWN, Array, fault, map_file
 
 AGAIN = "the file is damaged; export it again"
 MAX_RANK = 8
 
-DTYPES: dict[int, str] = {
-    TensorProto.FLOAT: "f32", TensorProto.DOUBLE: "f64", TensorProto.FLOAT16: "f16",
-    TensorProto.BFLOAT16: "bf16", TensorProto.INT64: "i64", TensorProto.INT32: "i32",
-    TensorProto.INT16: "i16", TensorProto.INT8: "i8", TensorProto.UINT64: "u64",
-    TensorProto.UINT32: "u32", TensorProto.UINT16: "u16", TensorProto.UINT8: "u8",
-    TensorProto.BOOL: "bool", TensorProto.FLOAT8E4M3FN: "f8e4m3", TensorProto.FLOAT8E5M2: "f8e5m2",
-    TensorProto.FLOAT8E4M3FNUZ: "f8e4m3fnuz", TensorProto.FLOAT8E5M2FNUZ: "f8e5m2fnuz",
-    TensorProto.FLOAT8E8M0: "f8e8m0", TensorProto.FLOAT4E2M1: "f4e2m1", TensorProto.INT4: "i4",
-    TensorProto.UINT4: "u4", TensorProto.INT2: "i2", TensorProto.UINT2: "u2",
-}  # fmt: skip
-"""onnx.TensorProto.DataType -> our dtype; strings and complex numbers have none."""
 ONNX_DTYPES = {ours: theirs for theirs, ours in DTYPES.items()}
+"""Our dtype -> onnx.TensorProto.DataType; strings and complex numbers have none of ours."""
 BITS = {"f4e2m1": 4, "i4": 4, "u4": 4, "i2": 2, "u2": 2}
 """Bits in the file of types of less than a byte, first element in the low bits."""
 

@@ -12,21 +12,15 @@ from .artifact import Artifact, NetFacts, PortFacts
 from .chat import ChatTemplate
 from .devices import Device
 from .model import Model
+from .net_tensors import MOST_RANK, Head, empty_head, head_of, read_head, room_for
 from .session import Native, Session, native_call
 from .target_weights import TargetWeights
 from .tokenizer import Tokenizer
 
 Array = npt.NDArray[Any]
-MOST_RANK = 8  # kMaxRank of net.h
 CPU = -1  # as the library takes the number of a device
 COUNTERS = ("system_allocations", "device_allocations", "uploads", "downloads")
 
-_NUMBERS: dict[str, int] = {
-    "f32": 1, "u8": 2, "i8": 3, "u16": 4, "i16": 5, "i32": 6, "i64": 7, "bool": 9, "f16": 10,
-    "f64": 11, "u32": 12, "u64": 13, "bf16": 16, "f8e4m3": 17, "f8e4m3fnuz": 18, "f8e5m2": 19,
-    "f8e5m2fnuz": 20, "u4": 21, "i4": 22, "f4e2m1": 23, "f8e8m0": 24, "u2": 25, "i2": 26,
-}  # fmt: skip
-_NAMES = {number: name for name, number in _NUMBERS.items()}
 _NUMPY: dict[str, str] = {
     "f32": "float32", "f64": "float64", "f16": "float16", "bool": "bool", "i64": "int64",
     "i32": "int32", "i16": "int16", "i8": "int8", "u64": "uint64", "u32": "uint32",
@@ -126,11 +120,11 @@ class Net(Model):
             )
 
     def _result(self, i: int) -> Array:
-        head = np.zeros(2 + MOST_RANK, np.int64)
+        head = empty_head()
         self._native["result"](self._handle, i, head)
-        name, shape = _NAMES[int(head[0])], tuple(map(int, head[2 : 2 + head[1]]))
+        name, shape = read_head(head)
         stored = np.dtype(_NUMPY[name] if name in _NUMPY else _EXTENSION[name][1])
-        raw = np.empty(int(np.prod(shape, dtype=np.int64)) * stored.itemsize, np.uint8)
+        raw = room_for(shape, stored)
         self._native["fetch"](self._handle, i, raw)
         return _named(raw.view(stored).reshape(shape), name)
 
@@ -159,13 +153,11 @@ def _named(codes: Array, name: str) -> Array:
     return codes.astype(kind) if name in _INTEGERS else codes.view(kind)
 
 
-def _passed(port: PortFacts, array: Array) -> tuple[npt.NDArray[np.int64], Array]:
+def _passed(port: PortFacts, array: Array) -> tuple[Head, Array]:
     """An input as the library takes it: type, rank and extents; bytes. Raises ModelError."""
     _check_type(port, array)
     _check_shape(port, array)
-    head = np.zeros(2 + MOST_RANK, np.int64)
-    head[:2] = _NUMBERS[port.dtype], array.ndim
-    head[2 : 2 + array.ndim] = array.shape
+    head = head_of(port.dtype, array.shape)
     if port.dtype in _INTEGERS:
         array = array.astype(_EXTENSION[port.dtype][1])
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
