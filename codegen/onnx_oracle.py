@@ -12,14 +12,15 @@ from onnx.reference import ReferenceEvaluator
 
 from ..ir.graph import Attr, Op
 from ..ir.numerics import NUMPY_DTYPES, Array
+from ..ir.onnx_ops import DTYPES
 from ..ir.ops import lookup
 from ..ir.types import Plain
-from ..runtime.net_tensors import NUMBERS
 
 OURS = ("kernels", "launch", "frees", "side")
 """Attributes that phases put on ops."""
 TENSOR_ATTRIBUTES = {"onnx_constant_of_shape": "value"}
 """Operators whose last operand ONNX writes as an attribute."""
+_NUMBERS = {name: number for number, name in DTYPES.items()}
 
 
 def evaluate_onnx(op: Op, operands: Sequence[Array | None]) -> list[Array]:
@@ -60,7 +61,7 @@ def _attr(value: Attr) -> Any:
 
 
 def _info(name: str, tensor: Array) -> onnx.ValueInfoProto:
-    number = next(n for d, n in NUMBERS.items() if NUMPY_DTYPES[d] == tensor.dtype)
+    number = next(n for d, n in _NUMBERS.items() if NUMPY_DTYPES[d] == tensor.dtype)
     return helper.make_tensor_value_info(name, number, tensor.shape)
 
 
@@ -76,4 +77,4 @@ def _dtype(op: Op, i: int) -> np.dtype[Any]:
 
 def _number(op: Op, i: int) -> int:
     enc = op.outs[i].type.enc
-    return NUMBERS[enc.dtype] if isinstance(enc, Plain) else 1
+    return _NUMBERS[enc.dtype] if isinstance(enc, Plain) else 1
