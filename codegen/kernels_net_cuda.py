@@ -91,6 +91,8 @@ VIEWS = "views"
 """The family that looks at shapes alone: it runs on the host, and leaves operand 0 where it is."""
 
 HOST, DEVICE = "host", "device"
+BY_LINEAR = ("mat_mul", "bf16")
+"""The family and variant whose kernels call one of language models, dense_gemm_bf16."""
 PLAIN_LINEAR = "plain_linear"
 """The family of linears that read f32 rows; those of language models read bf16."""
 _CUDA = "cuda"
