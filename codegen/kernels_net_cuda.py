@@ -56,6 +56,7 @@ FAMILIES: dict[str, CudaFamily] = {
     "arithmetic": CudaFamily(host_ins={"clip": (1, 2)}),
     "attention": CudaFamily(),
     "mat_mul": CudaFamily(without=("det",)),
+    "integer_mat_mul": CudaFamily(),
     "activation": CudaFamily(),
     "bits": CudaFamily(),
     "cast": CudaFamily(),
