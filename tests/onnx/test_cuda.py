@@ -195,8 +195,8 @@ def test_products_of_bf16_are_rounded_once(rows: int, tmp_path: Path) -> None:
     bf16, helper = onnx.TensorProto.BFLOAT16, onnx.helper
     kind = importlib.import_module("ml_dtypes").bfloat16
     random = np.random.default_rng(rows)
-    arrays = {name: random.standard_normal(shape).astype(kind)
-              for name, shape in (("x", (rows, 256)), ("w", (256, 97)), ("v", (64, 256)))}  # fmt: skip
+    shapes = {"x": (rows, 256), "w": (256, 97), "v": (64, 256)}
+    arrays = {name: random.standard_normal(shape).astype(kind) for name, shape in shapes.items()}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]),
              helper.make_node("Gemm", ["x", "v"], ["z"], transB=1)]  # fmt: skip
     ins = [helper.make_tensor_value_info(n, bf16, list(a.shape)) for n, a in arrays.items()]
