@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Op, Value
 from ..ir.kernel import KernelDecl, Refusal
-from ..ir.onnx_ops import is_given
 from ..ir.ops_fused import EPILOGUES
 from ..ir.types import LINEAR as ROWS
 from ..ir.types import Plain
@@ -39,13 +38,11 @@ class CudaFamily:
 
     `without`: operators, `no_variants`: types or widths that it has no kernel for. `host_ins`: for
     operators (without `onnx_`), the operands whose values are read on the host, as sizes are.
-    `no_ins`: those that must be absent.
     """
 
     without: tuple[str, ...] = ()
     no_variants: tuple[str, ...] = ()
     host_ins: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
-    no_ins: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
 
 REDUCTIONS = (
@@ -65,7 +62,7 @@ FAMILIES: dict[str, CudaFamily] = {
     "select": CudaFamily(),
     "quantize": CudaFamily(),
     "dequantize": CudaFamily(),
-    "dropout": CudaFamily(host_ins={"dropout": (1,)}, no_ins={"dropout": (2,)}),  # no training
+    "dropout": CudaFamily(host_ins={"dropout": (1, 2)}),
     "transpose": CudaFamily(),
     "copy": CudaFamily(
         host_ins={
@@ -173,16 +170,7 @@ def _on_host(kernel: NetKernel) -> KernelDecl:
 
 def _on_device(kernel: NetKernel) -> KernelDecl:
     decl = declaration(kernel, variants_of(kernel), _CUDA)
-    refuses = _without_ins(decl.refuses, FAMILIES[kernel.family].no_ins.get(kernel.name, ()))
-    return replace(decl, side=DEVICE, host_ins=host_ins(kernel), refuses=refuses)
-
-
-def _without_ins(refuses: Refusal, absent: tuple[int, ...]) -> Refusal:
-    def answer(op: Op, rows: int) -> str | None:
-        given = [i for i in absent if is_given(op, i)]
-        return f"with operand {given[0]}" if given else refuses(op, rows)
-
-    return answer
+    return replace(decl, side=DEVICE, host_ins=host_ins(kernel))
 
 
 def declarations(target: str) -> tuple[KernelDecl, ...]:
