@@ -18,7 +18,7 @@ from . import args
 from .constraints import LinearRule
 from .isa import Isa
 from .kernels import LINEAR_OPS, Kernel
-from .kernels_net import C_TYPES, KERNELS, NetKernel, control, declaration
+from .kernels_net import BY_OP, C_TYPES, INTEGERS, KERNELS, NetKernel, control, declaration
 from .kernels_sm120 import W4A4_FAMILY
 from .render import Source, source
 from .table import table_of
@@ -171,6 +171,21 @@ def _on_host(kernel: NetKernel) -> KernelDecl:
 def _on_device(kernel: NetKernel) -> KernelDecl:
     decl = declaration(kernel, variants_of(kernel), _CUDA)
     return replace(decl, side=DEVICE, host_ins=host_ins(kernel))
+
+
+def serves(op: Op) -> bool:
+    """Whether an op of these operands may have a kernel on CUDA targets: on the device or, of
+    integers, on the host."""
+    kernel = BY_OP.get(op.name)
+    if kernel is None or kernel.family == VIEWS:
+        return True
+    variant = kernel.variant(op)
+    if variant in variants_of(kernel):
+        return True
+    counts = all(
+        isinstance(v.type.enc, Plain) and v.type.enc.dtype in (*INTEGERS, "bool") for v in op.outs
+    )
+    return counts and variant in kernel.variants
 
 
 def declarations(target: str) -> tuple[KernelDecl, ...]:
