@@ -1,8 +1,9 @@
 """Every kernel of an ONNX graph against onnx's reference evaluator, on the graph's own constants.
 
 The graph is walked on random inputs; at each node the kernel and the evaluator get the same
-operands, so that no error adds up. A node whose operands make no sense to the evaluator (random
-numbers that ought to be indices) is not tested, and neither is what hangs on it.
+operands, so that no error adds up. What that does not reach, since random numbers ought to be
+indices somewhere before it or an image is too small, is tried on larger inputs, and then node by
+node on operands that are drawn for it (net_operands.py). The manifest lists what was tested.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from ..ir.interp import WeightSource, evaluate, fold
 from ..ir.numerics import NUMPY_DTYPES, Array
 from ..ir.opdef import Data
 from ..ir.ops import lookup
-from ..ir.types import UNRANKED, Plain, TensorType
 from ..runtime.artifact import SelfTest
 from .kernels import LINEAR_OPS
 from .kernels_net import BUCKETS, FEW, MANY
+from .net_operands import EXTENTS, fitting_operands, is_parameter, random_operand
 from .net_plan import CONTROL, NetPlan
 from .net_session import NetSession
 from .onnx_deviations import deviation
@@ -35,7 +36,8 @@ RELATIVE = {"f64": 1e-6, "f32": 1e-4, "f16": 4e-3, "bf16": 3e-2}
 """Error allowed of each dtype, of the largest result: two orders of one sum differ by less."""
 _ROUNDED = ("quantize_linear", "qlinear", "cast")  # results that may fall on either side of a tie
 _RANDOM = ("random", "bernoulli", "multinomial")
-_UNKNOWN_EXTENT = 3
+_SHORT = 2.0
+"""Seconds: a graph that was walked in less is walked again on larger inputs."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class _Walk:
     random: np.random.Generator
     tests: list[SelfTest] = field(default_factory=list[SelfTest])
     done: set[str] = field(default_factory=set[str])
+    met: set[Op] = field(default_factory=set[Op])
     spent: float = 0.0
 
 
@@ -57,23 +60,53 @@ def net_selftest(
 ) -> tuple[SelfTest, ...]:
     """One result for each distinct op and operand types. TargetError: a kernel is wrong here."""
     walk = _Walk(plan, graphs, session, weights, np.random.default_rng(0))
-    args = [_random(v.type, walk.random) for v in graphs[0].args]
-    _program(walk, 0, args)
+    for unknown in EXTENTS:
+        start = time.perf_counter()
+        _program(walk, 0, [random_operand(v.type, walk.random, unknown) for v in graphs[0].args])
+        if not _left(walk) or time.perf_counter() - start > _SHORT:
+            break
+    for program, number, op in _left(walk):
+        _alone(walk, program, number, op)
     return tuple(walk.tests)
 
 
-def _random(type_: TensorType, random: np.random.Generator) -> Array | None:
-    """Values that many operators accept: normal numbers, 0 and 1 for integers."""
-    if not isinstance(type_.enc, Plain):
-        return None
-    shape = (2, 3) if type_.shape == UNRANKED else type_.shape
-    extents = tuple(d if isinstance(d, int) else _UNKNOWN_EXTENT for d in shape)
-    if int(np.prod(extents, dtype=np.float64)) > 1 << 24:
-        return None
-    dtype = NUMPY_DTYPES[type_.enc.dtype]
-    if dtype.kind in "iub" or type_.enc.dtype in ("i4", "u4", "i2", "u2"):
-        return random.integers(0, 2, extents).astype(dtype)
-    return random.standard_normal(extents).astype(dtype)
+def _left(walk: _Walk) -> list[tuple[int, int, Op]]:
+    """Program, number and op of the nodes that were not met with operands they take."""
+    return [
+        (i, number, op)
+        for i, program in enumerate(walk.plan.programs)
+        for number, op in enumerate(program.ops)
+        if _is_testable(op) and not _is_done(walk, op)
+    ]
+
+
+def _is_done(walk: _Walk, op: Op) -> bool:
+    """Whether the node was met; for a linear, whether both of its kernels were tested somewhere."""
+    tested = {test.kernel for test in walk.tests}
+    return op in walk.met and (op.name not in LINEAR_OPS or tested.issuperset(op.strs("kernels")))
+
+
+def _is_testable(op: Op, drawn: Sequence[int] = ()) -> bool:
+    """Whether the evaluator can say what the op gives, with these operands drawn at random."""
+    if op.name in CONTROL or any(word in op.name for word in _RANDOM):
+        return False
+    return not deviation(op, drawn)
+
+
+def _alone(walk: _Walk, program: int, number: int, op: Op) -> None:
+    """Tests a node on operands of its own, the first that it and the evaluator take."""
+    graph = walk.graphs[program]
+    const = const_values(graph)
+    absent = {v for o in graph.ops if o.name == "absent" for v in o.outs}
+    constants = {v: fold([v], graph, walk.weights)[0] for v in op.args if v in const}
+    stand_in = {v: np.zeros(0) for v in absent}
+    for unknown in EXTENTS:
+        if _is_done(walk, op) or walk.spent > SECONDS:
+            return
+        known = [constants.get(v, stand_in.get(v)) for v in op.args]
+        drawn = fitting_operands(op, known, walk.random, unknown)
+        if drawn is not None:
+            _node(walk, program, number, op, constants, drawn, is_alone=True)
 
 
 def _program(walk: _Walk, index: int, args: Sequence[Array | None]) -> None:
@@ -129,13 +162,17 @@ def _node(
     op: Op,
     constants: Mapping[Value, Data],
     given: Sequence[Array | None],
+    is_alone: bool = False,
 ) -> list[Array] | None:
-    """The results of a node, tested where its like was not yet; None where there are none."""
+    """The results of a node, tested where its like was not yet; None where there are none.
+
+    `is_alone`: the operands were drawn for it, and a kernel may refuse them.
+    """
     signature = _signature(op, given)
-    is_known = signature in walk.done or op.name in CONTROL
+    is_known = signature in walk.done or (op in walk.met and not is_alone)
     expected: list[Array] | None = None
     drawn = [i for i, g in enumerate(given) if g is not None]
-    if not is_known and not deviation(op, drawn) and not any(w in op.name for w in _RANDOM):
+    if not is_known and _is_testable(op, drawn):
         start = time.perf_counter()
         expected = _expected(op, constants, given)
         walk.spent += time.perf_counter() - start
@@ -144,20 +181,25 @@ def _node(
     try:
         found = walk.session.launch(program, number, given, len(op.outs))
     except RuntimeError as error:
-        if expected is None or _has_random_numbers(given):
+        if expected is None or is_alone or _is_guessed(op, given):
             return None
         raise TargetError(f"{error}; its like runs in onnx's reference evaluator") from error
     if expected is not None:
         operands = [constants.get(v, g) for v, g in zip(op.args, given, strict=True)]
         walk.tests.append(_compare(walk, op, found, expected, operands))
         walk.done.add(signature)
+    if expected is not None or signature in walk.done:
+        walk.met.add(op)
     return found
 
 
-def _has_random_numbers(given: Sequence[Array | None]) -> bool:
-    """Whether sizes, indices or ratios may be among the operands: the evaluator's numpy takes any
-    of them (slices beyond the end), a kernel those that make sense."""
-    return any(g is not None and (g.dtype.kind in "iu" or g.size == 1) for g in given[1:])
+def _is_guessed(op: Op, given: Sequence[Array | None]) -> bool:
+    """Whether extents were chosen here, or sizes, indices or ratios may be among the operands: the
+    evaluator's numpy takes any of them (a window larger than the image), a kernel what makes sense.
+    """
+    if any(not isinstance(d, int) for v in op.args for d in v.type.shape):
+        return True
+    return any(g is not None and is_parameter(g) for g in given[1:])
 
 
 def _signature(op: Op, given: Sequence[Array | None]) -> str:
@@ -171,9 +213,9 @@ def _expected(
     op: Op, constants: Mapping[Value, Data], given: Sequence[Array | None]
 ) -> list[Array] | None:
     operands = [constants.get(v, g) for v, g in zip(op.args, given, strict=True)]
-    if op.name in LINEAR_OPS:
-        return [_linear(op, operands)]
     try:
+        if op.name in LINEAR_OPS:
+            return [_linear(op, operands)]
         plain = [o if isinstance(o, np.ndarray) else None for o in operands]
         return evaluate_onnx(op, plain)
     except Exception:  # the evaluator's ways to say that operands make no sense are many

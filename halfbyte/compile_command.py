@@ -163,7 +163,8 @@ def _selftest(report: CompileReport, oracle: str) -> str:
     if not report.selftests and is_cuda(report.target):
         return "none: it takes the device"
     worst = f"worst {report.worst_selftest:.0%} of the tolerance"
-    return f"{report.selftests} kernels against {oracle}, {worst}"
+    left = f"; not tested: {', '.join(report.untested)}" if report.untested else ""
+    return f"{report.selftests} kernels against {oracle}, {worst}{left}"
 
 
 def _net(report: CompileReport, kinds: str, formats: str) -> list[tuple[str, str]]:

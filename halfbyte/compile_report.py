@@ -18,6 +18,7 @@ from .passes.onnx_lifetimes import is_onnx
 from .passes.p40_memory_plan import ARENA, STATE, WEIGHTS, space_bytes
 from .roofline import Floor, read_bandwidth
 from .runtime.artifact import Artifact
+from .untested import untested
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class CompileReport:
     context: int
     selftests: int
     worst_selftest: float
+    untested: tuple[str, ...]
     floor: Floor
     text: str
     is_net: bool = False
@@ -94,6 +96,7 @@ def report_of(
         kv_cache=kv_cache_words(graph),
         context=artifact.manifest.model.context if artifact else 0,
         selftests=len(tests),
+        untested=untested({n for op in ops for n in op.strs("kernels")}, tests) if tests else (),
         worst_selftest=max((t.max_abs / t.tolerance for t in tests if t.tolerance), default=0.0),
         floor=Floor(
             _bytes_per_token(graph), _bandwidth() if artifact and is_here and not is_net else 0.0

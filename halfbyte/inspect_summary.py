@@ -11,6 +11,7 @@ from .inspect_source import Source
 from .kv_cache_words import kv_cache_words
 from .runtime.devices import is_cuda
 from .runtime.manifest import ModelFacts, NetFacts, PortFacts, SelfTest, TargetFacts
+from .untested import untested
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Summary:
     changed: tuple[str, ...]
     compile_ms: float
     selftests: int
+    untested: tuple[str, ...]
     worst: SelfTest | None
     arena_per_token: int
     workspace: int
@@ -67,6 +69,7 @@ def summary(source: Source) -> Summary:
         changed=tuple(p.id for p in t.phases if p.changed),
         compile_ms=sum(p.ms for p in t.phases),
         selftests=len(t.selftest),
+        untested=untested({c.kernel for c in t.kernels}, t.selftest),
         worst=max(t.selftest, key=share, default=None),
         arena_per_token=t.arena.per_token,
         workspace=t.arena.workspace,
@@ -121,7 +124,9 @@ def _selftest(s: Summary) -> str:
         if s.worst
         else ""
     )
-    return f"{count(s.selftests, 'case')} against {'onnx' if s.net else 'the interpreter'}{worst}"
+    oracle = "onnx" if s.net else "the interpreter"
+    left = f"; not tested: {', '.join(s.untested)}" if s.untested else ""
+    return f"{count(s.selftests, 'case')} against {oracle}{worst}{left}"
 
 
 def _model(s: Summary, kind: str) -> list[tuple[str, str]]:

@@ -57,3 +57,18 @@ def test_memory_of_a_graph_is_its_weights_and_what_lives(
     assert "weights" in said and "12 B" in said
     assert "at most 3 of them at once" in said  # a, b and y while y is made
     assert "72 B" in said  # these, of 2 x 3 floats each
+
+
+def test_a_convolution_larger_than_three_samples_is_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random inputs of unknown extents start small: a window of 128 takes larger ones."""
+    w = np.random.default_rng(1).standard_normal((4, 1, 128)).astype(np.float32)
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("Squeeze", ["s"], ["b"], name="squeeze"),
+             node("RandomNormalLike", ["b"], ["c"]), node("Add", ["b", "c"], ["d"])]  # fmt: skip
+    proto = model(nodes, {"x": (F, [None, 1, None]), "s": (F, [None, 4])}, ["a", "d"], {"w": w})
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    halfbyte.compile(tmp_path / "net.onnx", tmp_path / "net.hb")
+    assert main(["inspect", str(tmp_path / "net.hb")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not tested: random_normal_like generation" in said
