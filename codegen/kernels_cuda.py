@@ -28,7 +28,7 @@ DECODE_ROWS = 32
 
 GEMV_ROWS = 16  # kMaxTokens of nvfp4_gemv.cu
 DENSE_GEMV_ROWS = 8  # kTokens of dense_gemv.cu
-_TILE_TOKENS = (16, 32, 64, 128, 192, 256)  # kTiles of nvfp4_gemm.cu
+_SPLIT_TOKENS = (32, 64)  # tiles of nvfp4_gemm.cu whose K it may split in memory
 
 HEAD_DIMS = (16, 32, 48, 64, 96, 128, 256)
 """Head dimensions that the attention templates are instantiated for."""
@@ -56,9 +56,10 @@ def _prepared_rows(op: Op, tokens: int) -> Workspace:
 
 
 def _split_tiles(op: Op, tokens: int) -> Workspace:
-    """And the sums of two tiles of nvfp4_gemm.cu for each multiprocessor."""
-    columns = next((c for c in _TILE_TOKENS if tokens <= c), _TILE_TOKENS[-1])
-    return Workspace(ceil_to(_prepared_rows(op, tokens).shared, 256) + 2 * MOST_SMS * columns * 512)
+    """And the sums of two tiles of nvfp4_gemm.cu for each multiprocessor, where it splits K."""
+    prepared = _prepared_rows(op, tokens)
+    columns = next((c for c in _SPLIT_TOKENS if tokens <= c), 0)
+    return Workspace(ceil_to(prepared.shared, 256) + 2 * MOST_SMS * columns * 512)
 
 
 def _attention_decode(op: Op, tokens: int) -> Workspace:
@@ -130,14 +131,15 @@ def attention(shared_bytes: int) -> tuple[Kernel, ...]:
 
 
 def _attention(dims: tuple[int, ...], cache: str, suffix: str) -> tuple[Kernel, Kernel]:
-    promise = f"{'f16' if suffix else 'bf16'} products, f32 sums, online softmax"
+    in_bf16, in_f16 = (f"{dtype} products, f32 sums, online softmax" for dtype in ("bf16", "f16"))
     decode = HeadRule(dims=dims, most_rows=DECODE_ROWS, cache=(cache,))
     prefill = HeadRule(dims=dims, least_rows=DECODE_ROWS + 1, cache=(cache,))
     few, many = f"attention_decode{suffix}", f"attention_prefill{suffix}"
+    of_few = in_f16 if suffix else in_bf16
     return (
-        _plain(few, args.ATTENTION, decode, promise, family=few, serves=("attention",),
+        _plain(few, args.ATTENTION, decode, of_few, family=few, serves=("attention",),
                workspace=_attention_decode),
-        _plain(many, args.ATTENTION, prefill, promise, family=many, serves=("attention",)),
+        _plain(many, args.ATTENTION, prefill, in_bf16, family=many, serves=("attention",)),
     )  # fmt: skip
 
 
