@@ -2,8 +2,7 @@
 // block after block, each thread of a block on a stack of its own until the next barrier. A barrier
 // that some threads of a block do not reach aborts.
 //
-// What the templates of net_cuda use is here, and no more; all with internal linkage: each unit has
-// a machine of its own.
+// What the templates of net_cuda use is here, and no more.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -28,7 +27,6 @@
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
-namespace {
 
 constexpr unsigned kMostThreads = 1024, kWarp = 32;
 constexpr size_t kStack = size_t{64} << 10;
@@ -43,20 +41,20 @@ struct Machine {
   const void* arguments = nullptr;
 };
 
-Machine machine;
+static Machine machine;
 
 // Until all threads of the block are here.
-inline void pause() {
+static inline void pause() {
   swapcontext(&machine.threads[machine.current], &machine.host);
 }
 
-inline void enter() {
+static inline void enter() {
   machine.body(machine.arguments);
   machine.ended[machine.current] = true;
   pause();
 }
 
-inline void run_block(unsigned count) {
+static inline void run_block(unsigned count) {
   for (unsigned t = 0; t < count; t++) {
     machine.ended[t] = false;
     ucontext_t& context = machine.threads[t];
@@ -105,10 +103,7 @@ V taken(V value, unsigned from) {
   return found;
 }
 
-}  // namespace
 }  // namespace emulation
-
-namespace {
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -117,7 +112,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cudaSuccess;
 }
 
-inline void __syncthreads() { emulation::pause(); }
+static inline void __syncthreads() { emulation::pause(); }
 
 template <class V>
 V __shfl_xor_sync(unsigned, V value, unsigned mask) {
@@ -130,7 +125,7 @@ V __shfl_up_sync(unsigned, V value, unsigned by) {
   return emulation::taken(value, own % emulation::kWarp >= by ? own - by : own);
 }
 
-inline unsigned __ballot_sync(unsigned, bool is) {
+static inline unsigned __ballot_sync(unsigned, bool is) {
   const unsigned own = emulation::machine.current;
   const unsigned first = own / emulation::kWarp * emulation::kWarp;
   emulation::machine.given[own] = is;
@@ -142,8 +137,8 @@ inline unsigned __ballot_sync(unsigned, bool is) {
   return found;
 }
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline uint32_t __umulhi(uint32_t a, uint32_t b) {
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
+static inline uint32_t __umulhi(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 }
 
@@ -160,5 +155,3 @@ V atomicMax(V* at, V value) {
   if (value > found) *at = value;
   return found;
 }
-
-}  // namespace
