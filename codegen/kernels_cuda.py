@@ -131,15 +131,14 @@ def attention(shared_bytes: int) -> tuple[Kernel, ...]:
 
 
 def _attention(dims: tuple[int, ...], cache: str, suffix: str) -> tuple[Kernel, Kernel]:
-    in_bf16, in_f16 = (f"{dtype} products, f32 sums, online softmax" for dtype in ("bf16", "f16"))
+    promise = f"{'f16' if suffix else 'bf16'} products, f32 sums, online softmax"
     decode = HeadRule(dims=dims, most_rows=DECODE_ROWS, cache=(cache,))
     prefill = HeadRule(dims=dims, least_rows=DECODE_ROWS + 1, cache=(cache,))
     few, many = f"attention_decode{suffix}", f"attention_prefill{suffix}"
-    of_few = in_f16 if suffix else in_bf16
     return (
-        _plain(few, args.ATTENTION, decode, of_few, family=few, serves=("attention",),
+        _plain(few, args.ATTENTION, decode, promise, family=few, serves=("attention",),
                workspace=_attention_decode),
-        _plain(many, args.ATTENTION, prefill, in_bf16, family=many, serves=("attention",)),
+        _plain(many, args.ATTENTION, prefill, promise, family=many, serves=("attention",)),
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Op, Value
 from ..ir.kernel import KernelDecl, Refusal
-from ..ir.onnx_ops import is_given
 from ..ir.ops_fused import EPILOGUES
 from ..ir.types import LINEAR as ROWS
 from ..ir.types import Plain
@@ -19,7 +18,7 @@ from . import args
 from .constraints import LinearRule
 from .isa import Isa
 from .kernels import LINEAR_OPS, Kernel
-from .kernels_net import C_TYPES, KERNELS, NetKernel, control, declaration
+from .kernels_net import BY_OP, C_TYPES, INTEGERS, KERNELS, NetKernel, control, declaration
 from .kernels_sm120 import W4A4_FAMILY
 from .render import Source, source
 from .table import table_of
@@ -39,13 +38,11 @@ class CudaFamily:
 
     `without`: operators, `no_variants`: types or widths that it has no kernel for. `host_ins`: for
     operators (without `onnx_`), the operands whose values are read on the host, as sizes are.
-    `no_ins`: those that must be absent.
     """
 
     without: tuple[str, ...] = ()
     no_variants: tuple[str, ...] = ()
     host_ins: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
-    no_ins: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
 
 REDUCTIONS = (
@@ -56,6 +53,7 @@ FAMILIES: dict[str, CudaFamily] = {
     "arithmetic": CudaFamily(host_ins={"clip": (1, 2)}),
     "attention": CudaFamily(),
     "mat_mul": CudaFamily(without=("det",)),
+    "integer_mat_mul": CudaFamily(),
     "activation": CudaFamily(),
     "bits": CudaFamily(),
     "cast": CudaFamily(),
@@ -64,7 +62,7 @@ FAMILIES: dict[str, CudaFamily] = {
     "select": CudaFamily(),
     "quantize": CudaFamily(),
     "dequantize": CudaFamily(),
-    "dropout": CudaFamily(host_ins={"dropout": (1,)}, no_ins={"dropout": (2,)}),  # no training
+    "dropout": CudaFamily(host_ins={"dropout": (1, 2)}),
     "transpose": CudaFamily(),
     "copy": CudaFamily(
         host_ins={
@@ -91,6 +89,8 @@ VIEWS = "views"
 """The family that looks at shapes alone: it runs on the host, and leaves operand 0 where it is."""
 
 HOST, DEVICE = "host", "device"
+BY_LINEAR = ("mat_mul", "bf16")
+"""The family and variant whose kernels call one of language models, dense_gemm_bf16."""
 PLAIN_LINEAR = "plain_linear"
 """The family of linears that read f32 rows; those of language models read bf16."""
 _CUDA = "cuda"
@@ -170,16 +170,22 @@ def _on_host(kernel: NetKernel) -> KernelDecl:
 
 def _on_device(kernel: NetKernel) -> KernelDecl:
     decl = declaration(kernel, variants_of(kernel), _CUDA)
-    refuses = _without_ins(decl.refuses, FAMILIES[kernel.family].no_ins.get(kernel.name, ()))
-    return replace(decl, side=DEVICE, host_ins=host_ins(kernel), refuses=refuses)
+    return replace(decl, side=DEVICE, host_ins=host_ins(kernel))
 
 
-def _without_ins(refuses: Refusal, absent: tuple[int, ...]) -> Refusal:
-    def answer(op: Op, rows: int) -> str | None:
-        given = [i for i in absent if is_given(op, i)]
-        return f"with operand {given[0]}" if given else refuses(op, rows)
-
-    return answer
+def serves(op: Op) -> bool:
+    """Whether an op of these operands may have a kernel on CUDA targets: on the device or, of
+    integers, on the host."""
+    kernel = BY_OP.get(op.name)
+    if kernel is None or kernel.family == VIEWS:
+        return True
+    variant = kernel.variant(op)
+    if variant in variants_of(kernel):
+        return True
+    counts = all(
+        isinstance(v.type.enc, Plain) and v.type.enc.dtype in (*INTEGERS, "bool") for v in op.outs
+    )
+    return counts and variant in kernel.variants
 
 
 def declarations(target: str) -> tuple[KernelDecl, ...]:

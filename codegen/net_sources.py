@@ -52,6 +52,8 @@ def net_cuda_sources(plan: NetPlan, arch: Arch) -> list[Source]:
     """Every translation unit of the library of a CUDA target, as machine code of `arch`."""
     facts = kernel_facts(plan.target, arch, frozenset(k.name for k in plan.linears))
     families = dict.fromkeys(kernel.family for kernel in plan.linears)
+    if cuda.BY_LINEAR in plan.families(cuda.DEVICE):
+        families["dense_gemm"] = None
     units = [cuda.unit(family, variant) for family, variant in plan.families(cuda.DEVICE)]
     linears = [
         cuda.unit(family, "") if family == cuda.PLAIN_LINEAR

@@ -34,7 +34,7 @@ from .compile_report import CompileReport, report_of
 from .dumps import Dumps, PhaseLine
 from .environment import cache_folder, compiler_command, cuda_home
 from .frontend import Imported, import_model, open_checkpoint
-from .frontend.kv_cache import CHOICES, FP8
+from .frontend.kv_cache import AUTO, CHOICES, FP8
 from .ir.errors import IRError, ModelError
 from .ir.graph import Graph
 from .ir.rewrite import LogEntry
@@ -72,7 +72,7 @@ class Options:
     quantize: str | None = None
     recipe: str = "auto"
     context: int | None = None
-    kv_cache: str = "auto"
+    kv_cache: str = AUTO
     allow_fallback: frozenset[str] = frozenset()
     dump: Path | None = None
     compile_to: str | None = None
@@ -119,6 +119,8 @@ def compile_model(options: Options) -> CompileReport:
     if options.model.suffix == ONNX_SUFFIX and options.model.is_file():
         from .driver_onnx import compile_onnx  # onnx is a dependency of its own
 
+        if options.kv_cache != AUTO:
+            raise ModelError("kv_cache: for a language model; an ONNX graph types its own caches")
         return compile_onnx(options)
     if options.dims:
         raise ModelError("dims: for an ONNX graph; a language model has no extents to bind")

@@ -17,6 +17,7 @@ from .codegen.kernels import LINEAR_OPS
 from .codegen.kernels_net import BUCKETS, serves
 from .codegen.kernels_net import declarations as net_declarations
 from .codegen.kernels_net_cuda import declarations as cuda_declarations
+from .codegen.kernels_net_cuda import serves as cuda_serves
 from .codegen.net_emit import NetBuild, NetLibrary, compile_net_library, write_net_artifact
 from .codegen.table import declarations
 from .compile_report import CompileReport, report_of
@@ -62,7 +63,12 @@ def compile_onnx(options: Options) -> CompileReport:
     """
     start = time.perf_counter()
     targets = tuple(map(for_graphs, targets_of(options)))
-    imported = import_onnx(options.model, dims=dict(options.dims), serves=serves)
+    tables = {is_cuda(chosen): cuda_serves if is_cuda(chosen) else serves for chosen in targets}
+    imported = import_onnx(
+        options.model,
+        dims=dict(options.dims),
+        serves=lambda op: all(table(op) for table in tables.values()),
+    )
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
     made: list[Made] = []
@@ -89,6 +95,10 @@ class Made:
     graphs: tuple[Graph, ...]
     context: Context
     library: NetLibrary | None
+
+
+def is_cuda(chosen: Target) -> bool:
+    return "cuda" in chosen.features
 
 
 def for_graphs(chosen: Target) -> Target:

@@ -425,3 +425,6 @@ def test_the_report_says_which_and_why(tmp_path: Path) -> None:
         compile_to_plan(model, "sm_90a,cpu", "fp8")
     with pytest.raises(ModelError, match="kv_cache 'int8': unknown, expected auto, bf16, fp8"):
         compile_to_plan(model, "sm_90a", "int8")
+    (tmp_path / "net.onnx").touch()
+    with pytest.raises(ModelError, match="kv_cache: for a language model"):
+        compile_to_plan(tmp_path / "net.onnx", "cpu", "fp8")

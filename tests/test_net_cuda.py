@@ -50,11 +50,13 @@ def test_a_family_renders(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", table.FAMILIES)
-@pytest.mark.parametrize("arch", ["sm_90a", "sm_120a"])
+@pytest.mark.parametrize(
+    ("name", "arch"), [("copy", "sm_90a"), ("reduce", "sm_120a"), ("attention", "sm_120a")]
+)
 def test_a_family_compiles(
     name: str, arch: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
+    """Some here; all of them are compiled where tests/onnx/test_cuda.py runs."""
     toolchain = toolchain_of(arch, pytestconfig)
     kernel = next(kernel for kernel in KERNELS if kernel.family == name)
     unit = table.unit(name, table.variants_of(kernel)[0])

@@ -2,7 +2,8 @@
 // block after block, each thread of a block on a stack of its own until the next barrier. A barrier
 // that some threads of a block do not reach aborts.
 //
-// What the templates of net_cuda use is here, and no more.
+// What the templates of net_cuda use is here, and no more; all with internal linkage: each unit has
+// a machine of its own.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -27,6 +28,7 @@
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
+namespace {
 
 constexpr unsigned kMostThreads = 1024, kWarp = 32;
 constexpr size_t kStack = size_t{64} << 10;
@@ -41,20 +43,20 @@ struct Machine {
   const void* arguments = nullptr;
 };
 
-static Machine machine;
+Machine machine;
 
 // Until all threads of the block are here.
-static inline void pause() {
+inline void pause() {
   swapcontext(&machine.threads[machine.current], &machine.host);
 }
 
-static inline void enter() {
+inline void enter() {
   machine.body(machine.arguments);
   machine.ended[machine.current] = true;
   pause();
 }
 
-static inline void run_block(unsigned count) {
+inline void run_block(unsigned count) {
   for (unsigned t = 0; t < count; t++) {
     machine.ended[t] = false;
     ucontext_t& context = machine.threads[t];
@@ -103,7 +105,10 @@ V taken(V value, unsigned from) {
   return found;
 }
 
+}  // namespace
 }  // namespace emulation
+
+namespace {
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -112,7 +117,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cudaSuccess;
 }
 
-static inline void __syncthreads() { emulation::pause(); }
+inline void __syncthreads() { emulation::pause(); }
 
 template <class V>
 V __shfl_xor_sync(unsigned, V value, unsigned mask) {
@@ -125,7 +130,7 @@ V __shfl_up_sync(unsigned, V value, unsigned by) {
   return emulation::taken(value, own % emulation::kWarp >= by ? own - by : own);
 }
 
-static inline unsigned __ballot_sync(unsigned, bool is) {
+inline unsigned __ballot_sync(unsigned, bool is) {
   const unsigned own = emulation::machine.current;
   const unsigned first = own / emulation::kWarp * emulation::kWarp;
   emulation::machine.given[own] = is;
@@ -137,8 +142,8 @@ static inline unsigned __ballot_sync(unsigned, bool is) {
   return found;
 }
 
-static inline int __popc(unsigned x) { return __builtin_popcount(x); }
-static inline uint32_t __umulhi(uint32_t a, uint32_t b) {
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline uint32_t __umulhi(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 }
 
@@ -155,3 +160,5 @@ V atomicMax(V* at, V value) {
   if (value > found) *at = value;
   return found;
 }
+
+}  // namespace

@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from halfbyte.codegen import kernels_net_cuda as cuda  # noqa: E402
+from halfbyte.codegen.kernels_net import KERNELS  # noqa: E402
 from halfbyte.ir.ops import OPS  # noqa: E402
 from tests.onnx.node_cases import KINDS, PASSED, Outcome, cases, run_case  # noqa: E402
 
@@ -46,6 +48,21 @@ def operators() -> str:
     """The operators of the op table, by name."""
     names = sorted({entry.onnx for entry in OPS.values() if entry.onnx})
     return ", ".join(names)
+
+
+def on_devices() -> list[str]:
+    """What CUDA targets have, by the kernel table."""
+    held = {k.op for k in KERNELS if cuda.family_of(k) or k.family == cuda.VIEWS}
+    names = sorted({entry.onnx for op, entry in OPS.items() if entry.onnx and op in held})
+    return [
+        "## On CUDA targets",
+        "",
+        "The operators below have a kernel there; If, Loop and Scan are walked by the host. A "
+        "graph with any other is refused,",
+        "in one error that lists them all (`make test-gpu` runs the node cases on a device).",
+        "",
+        f"{', '.join(names)}.",
+    ]
 
 
 def text(found: list[Outcome]) -> str:
@@ -79,6 +96,8 @@ def text(found: list[Outcome]) -> str:
     lines += [
         "Others that have an ONNX function body are inlined at import; so is one of these whose\n"
         "kernel does not take the types at hand (an integer mask of Attention).",
+        "",
+        *on_devices(),
         "",
     ]
     return "\n".join(lines)

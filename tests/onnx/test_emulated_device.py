@@ -1,4 +1,5 @@
-"""Kernels of CUDA targets on an emulated device: node cases of the families that have them."""
+"""Kernels of CUDA targets on an emulated device: a subset of the node cases always, all of them by
+`pytest -m emulated tests/onnx`, which takes half an hour."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def test_an_index_out_of_range_fails_the_run(tmp_path: Path) -> None:
     assert np.array_equal(found["y"], x[[2, 0]])
 
 
-@pytest.mark.onnx
+@pytest.mark.emulated
 @pytest.mark.parametrize("name", list(cases()))
 def test_a_case_passes_or_is_refused(name: str, tmp_path: Path) -> None:
     if name in OF_THE_HOST:
