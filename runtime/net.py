@@ -95,7 +95,8 @@ class Net(Model):
         """The outputs by name, for an array of each input.
 
         Raises ModelError for a missing or unknown name, a dtype or shape that is not the graph's,
-        and for values that an operator refuses (an index out of range).
+        and for values that an operator refuses (an index out of range). TargetError: the device
+        fails.
         """
         if self._handle is None:
             raise ModelError("model: it is closed; load it again")
@@ -110,7 +111,10 @@ class Net(Model):
                 call["run"](handle)
             except RuntimeError as error:
                 raise ModelError(f"{self.artifact.folder}: {error}") from error
-            return {p.name: self._result(i) for i, p in enumerate(self.graph.outputs)}
+            try:
+                return {p.name: self._result(i) for i, p in enumerate(self.graph.outputs)}
+            except RuntimeError as error:  # of a launch: a device tells when it is waited for
+                raise TargetError(f"{self.device}: {error}; run `halfbyte doctor`") from error
 
     def _check_names(self, inputs: Mapping[str, Array]) -> None:
         wanted = [port.name for port in self.graph.inputs]

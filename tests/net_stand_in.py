@@ -69,8 +69,11 @@ def _as_devices(family: str, variant: str) -> Source:
 
 
 def compile_stand_in(file: Path, out: Path, cache: Path, compiler: HostOnly) -> None:
-    """As `halfbyte.compile(file, out, target="sm_90a")`, for the stand-in."""
+    """As `halfbyte.compile(file, out, target="cpu,sm_90a")`, for the stand-in."""
     imported = import_onnx(file)
+    for_cpu = Options(file, None, "cpu", compile_to="60_codegen")
+    cpu = compile_target(Run(for_cpu, for_graphs(target("cpu"))), imported)
+    assert cpu.library is not None
     options = Options(file, None, TARGET, compile_to="50_capture")
     made = compile_target(Run(options, for_graphs(target(TARGET))), imported)
     plan = make_net_plan(made.graphs, made.run.target)
@@ -78,5 +81,7 @@ def compile_stand_in(file: Path, out: Path, cache: Path, compiler: HostOnly) -> 
     built = build(sources(plan, text), symbols(plan), compiler, ffi_options(cache))
     library = NetLibrary(plan, built, compiler, (TARGET,), {}, 0.0)
     request = Request(ModelFacts("onnx", file.stem, 0, 0, None, (), {}), "test", "2026-01-01")
-    build_ = NetBuild(made.graphs, library, (), (), "")
-    write_net_artifact(out, [build_], net_facts(imported), imported.weights, request)
+    builds = [
+        NetBuild(m.graphs, lib, (), (), "") for m, lib in ((cpu, cpu.library), (made, library))
+    ]
+    write_net_artifact(out, builds, net_facts(imported), imported.weights, request)
