@@ -41,7 +41,7 @@ pytestmark = pytest.mark.gpu
 TARGET, DEVICE = "sm_90a", "cuda:0"
 UNITS = 2
 """In the last place: the reference rounds each addition of a softmax of bf16, a device the sum."""
-LEAST_PASSED = 1480
+LEAST_PASSED = 1570
 """Node cases whose operators have a kernel for the device."""
 
 
