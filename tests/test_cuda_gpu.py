@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import halfbyte
+from benchmarks.make_checkpoint import SHAPES, Recipe, write_checkpoint
 from halfbyte.codegen import declarations, ffi_options, find_compiler
 from halfbyte.codegen.emit import Build, Request, compile_library, write_artifact
 from halfbyte.codegen.nvcc import find_cuda_compiler
+from halfbyte.codegen.plan import Plan
 from halfbyte.codegen.plan_cuda import arch_of
-from halfbyte.codegen.selftest import selftest, summary
+from halfbyte.codegen.selftest import Case, selftest, summary
 from halfbyte.codegen.selftest_cuda import DeviceSession
 from halfbyte.environment import cache_folder, cuda_home
 from halfbyte.frontend import import_model, open_checkpoint
 from halfbyte.ir.target import target
+from halfbyte.ir.types import Nvfp4
 from halfbyte.passes import pipeline
 from halfbyte.passes.context import Context
 from halfbyte.runtime import Model, load
@@ -34,6 +39,7 @@ pytestmark = pytest.mark.gpu
 TARGET = "sm_90a"
 COSINE, MARGIN = 0.999, 0.1
 SMOLLM2 = "smollm2-135m-llmcompressor"
+TOKENS, LARGEST = (8, 64, 2048), 5120 * 32768  # of linears that numpy computes in seconds
 
 
 @pytest.fixture(scope="module")
@@ -76,27 +82,56 @@ def last_row(session: CudaSession, ids: list[int]) -> np.ndarray:
     return session.feed(ids).copy()
 
 
+class FullBuckets(DeviceSession):
+    """Tries NVFP4 linears alone, with as many rows as the buckets of `TOKENS` have."""
+
+    def cases(self, plan: Plan) -> list[Case]:
+        return [
+            replace(case, tokens=case.bucket)
+            for case in super().cases(plan)
+            if case.bucket in TOKENS
+            for weight in case.op.args[1:2]
+            if isinstance(weight.type.enc, Nvfp4) and prod(weight.type.static) <= LARGEST
+        ]
+
+
+def tried(source: Path, out: Path, kind: type[DeviceSession], context: int) -> set[str]:
+    """The kernels of what `kind` tries, all found to agree with the interpreter."""
+    imported = import_model(open_checkpoint(source), context=context)
+    chosen, cache = target(TARGET), cache_folder()
+    made = Context(chosen, declarations(TARGET), imported.weights, recipe="w4a16")
+    graph = pipeline.run(imported.graph, made)
+    compiler = find_cuda_compiler(find_compiler(None, cache), arch_of(chosen), cuda_home())
+    library = compile_library(graph, chosen, compiler, ffi_options(cache))
+    facts = ModelFacts("tiny", source.name, library.plan.vocab, context, None, (), {})
+    request = Request(facts, "test", "2026-01-01T00:00:00Z")
+    artifact = write_artifact(out, [Build(graph, library)], imported.weights, request)
+    weights = WeightsFile(artifact.path(WEIGHTS))
+    with kind(library.built.path, weights.image, library.plan) as session:
+        tests = selftest(library.plan, session)
+        expected = {case.kernel.name for case in session.cases(library.plan)}
+    weights.close()
+    print(summary(tests))
+    assert {test.kernel for test in tests} == expected
+    return expected
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_every_kernel_equals_the_interpreter(shared: Path, tmp_path: Path, name: str) -> None:
     source = shared / "models" / "tiny" / name
     if not source.is_dir():
         pytest.skip(f"{source} is not here")
-    imported = import_model(open_checkpoint(source), context=512)
-    chosen, cache = target(TARGET), cache_folder()
-    context = Context(chosen, declarations(TARGET), imported.weights, recipe="w4a16")
-    graph = pipeline.run(imported.graph, context)
-    compiler = find_cuda_compiler(find_compiler(None, cache), arch_of(chosen), cuda_home())
-    library = compile_library(graph, chosen, compiler, ffi_options(cache))
-    facts = ModelFacts("tiny", name, library.plan.vocab, library.plan.context, None, (), {})
-    request = Request(facts, "test", "2026-01-01T00:00:00Z")
-    made = [Build(graph, library)]
-    artifact = write_artifact(tmp_path / "t.hb", made, imported.weights, request)
-    weights = WeightsFile(artifact.path(WEIGHTS))
-    with DeviceSession(library.built.path, weights.image, library.plan) as session:
-        tests = selftest(library.plan, session)
-    weights.close()
-    print(summary(tests))
-    assert {test.kernel for test in tests} == {kernel.name for kernel in library.plan.kernels}
+    assert "attention_prefill" in tried(source, tmp_path / "t.hb", DeviceSession, 512)
+
+
+@pytest.mark.parametrize("name", ["8b", "24b"])
+def test_linears_of_real_widths_equal_the_interpreter(tmp_path: Path, name: str) -> None:
+    """Tiles that pairs of blocks share, and rows split between blocks, come with width alone."""
+    shape = replace(SHAPES[name], layers=1, vocab=1024)
+    source = tmp_path / "checkpoint"
+    write_checkpoint(source, shape, Recipe(w4a4=False), limit=10**10, seed=0)
+    found = tried(source, tmp_path / "t.hb", FullBuckets, 2048)
+    assert found == {"nvfp4_gemv", "nvfp4_gemm"}
 
 
 @pytest.mark.parametrize("name", TINY)
