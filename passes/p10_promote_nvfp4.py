@@ -78,7 +78,7 @@ def run(graph: Graph, context: Context) -> Outcome:
     why = (
         "recipe w4a16 asked for"
         if context.recipe != "auto"
-        else f"recipe auto, and 4-bit activations gain nothing on {context.target.name}"
+        else f"recipe auto: linears for {context.target.name} take exact activations"
         if not context.keeps_w4a4
         else "its weight is not nvfp4"
     )

@@ -14,7 +14,7 @@ from typing import cast
 from ..ir.errors import ModelError
 from .strict import Json, decode, parse_json, refuse
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 PASSES = "passes"  # the folder of the record of each target's phases

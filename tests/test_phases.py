@@ -99,7 +99,7 @@ def test_auto_keeps_activations_exact_where_four_bits_gain_nothing() -> None:
     logs: list[str] = []
     graph = pipeline.run(d.graph, context(d), hook=lambda r: logs.extend(map(str, r.log)))
     assert all(op.get("act", "f32") == "f32" for op in graph.ops)
-    assert any("W4A16: recipe auto, and 4-bit activations gain nothing on cpu" in s for s in logs)
+    assert any("W4A16: recipe auto: linears for cpu take exact activations" in s for s in logs)
 
 
 def test_w4a4_asked_of_a_weight_only_checkpoint_is_an_error() -> None:
