@@ -137,7 +137,7 @@ class Journey:
 def journey(source: Source, wanted: str) -> Journey:
     """The journey of the module `wanted` names. Raises ModelError (see `resolve`)."""
     module = resolve(source, wanted)
-    names = sources_of(source.first)[module]
+    names = sources_of(source.first).get(module, [])
     first, last = (path_of(g, names, module) for g in (source.first, source.last))
     own = next((op for op in reversed(first) if op.loc == module and op.name not in SOURCES), None)
     reader = reader_of(last)
@@ -174,8 +174,10 @@ def _shape(op: Op | None) -> tuple[int, int]:
 
 
 def _scheme(path: tuple[Op, ...]) -> str:
-    """What kind of numbers the checkpoint holds."""
+    """What kind of numbers the checkpoint holds; "" where the path reads none."""
     formats = {op.name: op.get("format", "") for op in path}
+    if "weight" not in formats:
+        return ""
     if "dequantize" not in formats:
         return "dense"
     kind = formats["dequantize"]

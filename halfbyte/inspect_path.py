@@ -53,19 +53,31 @@ def sources_of(graph: Graph) -> dict[str, list[str]]:
     return found
 
 
+def weightless(graph: Graph) -> list[str]:
+    """The places of ops that read no constant: a softmax, a residual sum."""
+    tensors = sources_of(graph)
+    places = dict.fromkeys(m for op in graph.ops for m in modules_of(op.loc))
+    return [place for place in places if place not in tensors]
+
+
+def _alike(names: Iterable[str], wanted: str) -> list[str]:
+    """The names that end with a part so called; where there are none, those that contain it."""
+    ends = [name for name in names if name.endswith((f".{wanted}", f"/{wanted}"))]
+    return ends or [name for name in names if wanted in name]
+
+
 def resolve(source: Source, wanted: str) -> str:
     """The module of a name: itself, one of its tensors, its only end or its only part.
 
-    Raises ModelError with what matches, or with what is close.
+    Ops that read no constant are looked at behind those that do. Raises ModelError with what
+    matches, or with what is close.
     """
-    tensors = sources_of(source.first)
-    if wanted in tensors:
+    tensors, others = sources_of(source.first), weightless(source.first)
+    if wanted in tensors or wanted in others:
         return wanted
     owners = [m for m, names in tensors.items() if wanted in names]
     owners = [m for m in owners if wanted.startswith(m)] or owners
-    ends = [m for m in tensors if m.endswith(f".{wanted}")]
-    parts = [m for m in tensors if wanted in m]
-    found = owners or ends or parts
+    found = owners or _alike(tensors, wanted) or _alike(others, wanted)
     if len(found) == 1:
         return found[0]
     where = source.artifact.folder
@@ -80,7 +92,8 @@ def resolve(source: Source, wanted: str) -> str:
             f"{where}: --layer {wanted}: no such module or checkpoint tensor; "
             "expected one of these, or an end of it that no other has:"
         )
-        listed = difflib.get_close_matches(wanted, tensors, 5, 0.6) or collapsed(tensors)
+        listed = difflib.get_close_matches(wanted, [*tensors, *others], 5, 0.6)
+        listed = listed or collapsed(tensors or others)
     error.add_note("\n".join(f"  {name}" for name in listed[:40]))
     raise error
 
@@ -88,10 +101,12 @@ def resolve(source: Source, wanted: str) -> str:
 def path_of(graph: Graph, tensors: Iterable[str], module: str) -> tuple[Op, ...]:
     """The ops from checkpoint tensors to what a step reads them with, in order.
 
-    Of several readers (a tied embedding) that of `module`; all of them where it has none of its
-    own any more (a norm that a linear took in).
+    Where there are no tensors, the ops of the module. Of several readers (a tied embedding) that
+    of `module`; all of them where it has none of its own any more (a norm that a linear took in).
     """
     names, const = set(tensors), const_values(graph)
+    if not names:
+        return tuple(op for op in graph.ops if module in modules_of(op.loc))
     reached: set[Value] = set()
     touched: list[Op] = []
     for op in graph.ops:

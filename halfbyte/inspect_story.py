@@ -44,6 +44,8 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 def _origin(j: Journey) -> list[str]:
     """The scheme, the module as the checkpoint calls it, and its tensors by the ends of names."""
+    if not j.tensors:
+        return ["  reads none of its tensors"]
     spelling = f", as {j.dialect} spells it" if j.dialect not in ("", j.scheme) else ""
     front = os.path.commonprefix([t.name for t in j.tensors]).rpartition(".")[0]
     rows = [

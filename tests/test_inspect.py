@@ -143,6 +143,14 @@ def test_a_tensor_names_its_module(capsys: Capture, artifact: Path) -> None:
     assert tied["module"] == "model.embed_tokens"
 
 
+def test_an_op_without_weights_has_a_journey(capsys: Capture, artifact: Path) -> None:
+    found = told(capsys, artifact, "--layer", "layers.0.attn")
+    assert (found["module"], found["tensors"]) == ("model.layers.0.attn", [])
+    assert {k["kernel"] for k in found["kernels"]} & {"attention", "rope_append"}
+    text = squeezed(says(capsys, artifact, "--layer", "model.layers.0.attn"))
+    assert "reads none of its tensors" in text and "30_fuse" in text
+
+
 def test_an_ambiguous_or_unknown_layer_lists_names(capsys: Capture, artifact: Path) -> None:
     assert main(["inspect", str(artifact), "--layer", "q_proj"]) == 1
     error = capsys.readouterr().err
