@@ -5,9 +5,8 @@
 //
 // The model: `embed` writes each token's id where its page of the KV cache says; a head reads the
 // ids of a sequence back through the block table, and its logits point at a token made of them all.
-#include <cuda_runtime_api.h>
-#include <stdlib.h>
-#include <string.h>
+#define HOST_MULTIPROCESSORS 4
+#include "host_cudart.h"
 
 #include <functional>
 #include <new>
@@ -35,63 +34,20 @@ void enqueue(std::function<void()> work) {
     work();
 }
 
-template <class T>
-T* fake(uintptr_t number) {
-  return reinterpret_cast<T*>(number);
-}
-
 }  // namespace
 
 extern "C" {
 
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorName(cudaError_t) { return "cudaErrorOfATest"; }
-const char* cudaGetErrorString(cudaError_t) { return "an error of a test"; }
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* facts, int) {
-  memset(facts, 0, sizeof *facts);
-  strcpy(facts->name, "Host");
-  facts->major = 9;
-  facts->multiProcessorCount = 4;
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  return *free = *total = size_t{4} << 30, cudaSuccess;
-}
-
-cudaError_t cudaMalloc(void** data, size_t bytes) {
-  *data = aligned_alloc(256, (bytes + 255) / 256 * 256);
-  memset(*data, 0xA5, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaFree(void* data) { return free(data), cudaSuccess; }
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) { return cudaMalloc(data, bytes); }
 cudaError_t cudaFreeHost(void* data) { return free(data), cudaSuccess; }
 cudaError_t cudaHostGetDevicePointer(void** at, void* data, unsigned) {
   return *at = data, cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
-  return memset(data, value, bytes), cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  return memcpy(to, from, bytes), cudaSuccess;
-}
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
   return memcpy(to, from, bytes), cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  return *stream = fake<CUstream_st>(1), cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   return *event = fake<CUevent_st>(1), cudaSuccess;
 }

@@ -57,6 +57,7 @@ def sources(plan: NetPlan, text: str) -> list[Source]:
     headers = {name: body for s in kept for name, body in s.headers.items()}
     linear = source("device_linear.h", None, "net")
     headers |= {**linear.headers, linear.name: linear.text}
+    headers["host_cudart.h"] = (Path(__file__).parent / "host_cudart.h").read_text()
     return [*kept, *kernels, Source("fake_net_device.cc", text, dict(sorted(headers.items())))]
 
 

@@ -58,6 +58,7 @@ def artifact(
     sources = cuda_sources(plan, chosen)
     text = (root / "tests" / "fake_cudart.cc").read_text()
     headers = {k: v for s in sources for k, v in s.headers.items() if k.endswith(".h")}
+    headers["host_cudart.h"] = (root / "tests" / "host_cudart.h").read_text()
     stand_in = Source("fake_cudart.cc", text, dict(sorted(headers.items())))
     units = [*(s for s in sources if s.name.endswith(".cc")), stand_in]
     compiler = HostOnly(real.host, real.nvcc, real.arch)
