@@ -26,6 +26,7 @@ from ..runtime.artifact import (
     KernelCode,
     Manifest,
     ModelFacts,
+    NetFacts,
     PhaseFacts,
     Refusal,
     SelfTest,
@@ -164,18 +165,45 @@ def write_artifact(
             build.library.target.name: _write_target(writer, build, weights, known, request)
             for build in builds
         }
-        for name, text in request.files.items():
-            writer.add_bytes(name, text)
-        manifest = Manifest(
-            format=FORMAT,
-            producer=request.producer,
-            created=request.created,
-            model=request.model,
-            targets=targets,
-            parts=writer.parts,
-            generation=request.generation,
-        )
-        return writer.commit(manifest)
+        return finish(writer, targets, request)
+
+
+def finish(
+    writer: ArtifactWriter,
+    targets: Mapping[str, TargetFacts],
+    request: Request,
+    net: NetFacts | None = None,
+) -> Artifact:
+    """Files and manifest behind weights and libraries; the artifact is in place."""
+    for name, text in request.files.items():
+        writer.add_bytes(name, text)
+    manifest = Manifest(
+        format=FORMAT,
+        producer=request.producer,
+        created=request.created,
+        model=request.model,
+        targets=targets,
+        parts=writer.parts,
+        generation=request.generation,
+        net=net,
+    )
+    return writer.commit(manifest)
+
+
+def store_weights(
+    writer: ArtifactWriter, layout: Layout, planned: int, graph: Graph, weights: WeightSource
+) -> None:
+    """Write what of a target's weights no target before it has stored.
+
+    IRError: they do not take the `planned` bytes.
+    """
+    size = sum(run.bytes for run in layout.runs)
+    if size != planned:
+        raise IRError(f"weights: planned {planned}, found {size} bytes")
+    if layout.own:
+        with writer.weights(layout.image, layout.file) as file:
+            for name, part in evaluated(layout.own, graph, weights):
+                file.add(name, part)
 
 
 def _write_target(
@@ -185,13 +213,7 @@ def _write_target(
     start = time.perf_counter()
     graph, library = build.graph, build.library
     layout = lay_out(graph, library.target.name, known, library.on_device)
-    size = sum(run.bytes for run in layout.runs)
-    if size != library.plan.weights_bytes:
-        raise IRError(f"weights: planned {library.plan.weights_bytes}, found {size} bytes")
-    if layout.own:
-        with writer.weights(layout.image, layout.file) as file:
-            for name, part in evaluated(layout.own, graph, weights):
-                file.add(name, part)
+    store_weights(writer, layout, library.plan.weights_bytes, graph, weights)
     request.tell(f"weights for {library.target.name}", start)
     part = writer.add_file(library.name, library.built.path)
     tests = () if library.on_device else _selftest(writer, layout, library, request)

@@ -7,18 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..ir.errors import IRError
 from ..ir.graph import Graph, Op, Value
 from ..ir.interp import WeightSource
 from ..ir.target import Target
 from ..runtime.artifact import (
-    FORMAT,
     ArenaFacts,
     Artifact,
     ArtifactWriter,
     KernelChoice,
     KernelCode,
-    Manifest,
     NetFacts,
     PhaseFacts,
     SelfTest,
@@ -27,7 +24,14 @@ from ..runtime.artifact import (
 )
 from .build import Built, Options, Toolchain, build
 from .compiler import Compiler
-from .emit import Request, arch_features, glibc_features, late_phases
+from .emit import (
+    Request,
+    arch_features,
+    finish,
+    glibc_features,
+    late_phases,
+    store_weights,
+)
 from .kernel_code import compiled_kernels
 from .kernels_net import BUCKETS
 from .net_plan import NetPlan, make_net_plan
@@ -35,7 +39,7 @@ from .net_selftest import NetSession, net_selftest
 from .net_sources import net_cuda_sources, net_sources, symbols
 from .nvcc import DRIVER_MIN, CudaCompiler
 from .plan_cuda import arch_of
-from .weights import Known, Layout, evaluated, lay_out, weight_facts
+from .weights import Known, Layout, lay_out, weight_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +132,7 @@ def write_net_artifact(
             made.library.target.name: _write_target(writer, made, weights, known, request)
             for made in builds
         }
-        for name, text in request.files.items():
-            writer.add_bytes(name, text)
-        manifest = Manifest(
-            format=FORMAT,
-            producer=request.producer,
-            created=request.created,
-            model=request.model,
-            targets=targets,
-            parts=writer.parts,
-            net=net,
-        )
-        return writer.commit(manifest)
+        return finish(writer, targets, request, net)
 
 
 def _write_target(
@@ -149,13 +142,7 @@ def _write_target(
     library, joint = made.library, joint_weights(made.graphs)
     target, on_device = library.target, library.plan.on_device
     layout = lay_out(joint, target.name, known, on_device)
-    size = sum(run.bytes for run in layout.runs)
-    if size != library.plan.weights_bytes:
-        raise IRError(f"weights: planned {library.plan.weights_bytes}, found {size} bytes")
-    if layout.own:
-        with writer.weights(layout.image, layout.file) as file:
-            for name, part in evaluated(layout.own, joint, weights):
-                file.add(name, part)
+    store_weights(writer, layout, library.plan.weights_bytes, joint, weights)
     request.tell(f"weights for {target.name}", start)
     part = writer.add_file(library.name, library.built.path)
     tests = () if on_device else _selftest(writer, layout, made, weights, request)

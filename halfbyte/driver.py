@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from . import __version__
 from .codegen.build import Event, Toolchain, ffi_options
@@ -50,6 +50,9 @@ from .runtime.artifact import PASSES, Artifact, ModelFacts, PhaseFacts
 ONNX_SUFFIX = ".onnx"  # the format has no magic number
 IMPORT, CODEGEN, ARTIFACT = "00_import", "60_codegen", "70_artifact"
 IMPORT_WHY = "the checkpoint as read, every dialect normalised once"
+
+
+Compiled = TypeVar("Compiled")
 
 
 def _quiet(line: str) -> None:
@@ -130,20 +133,28 @@ def compile_model(options: Options) -> CompileReport:
     imported = import_model(checkpoint, context=options.context, kv_cache=options.kv_cache)
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
-    made: list[_Made] = []
+    made = for_each(targets, options, lambda run: _compile(run, imported))
+    artifact = _write(made, imported, options)
+    seconds = time.perf_counter() - start if artifact else 0.0
+    first, *others = (report_of(m.graph, m.run.dumps, m.context, artifact, seconds) for m in made)
+    return replace(first, others=tuple(others))
+
+
+def for_each(
+    targets: Sequence[Target], options: Options, compiled: Callable[[Run], Compiled]
+) -> list[Compiled]:
+    """What each target's compilation gives; its dumps are written however that ends."""
+    made: list[Compiled] = []
     for chosen in targets:
         if len(targets) > 1:
             options.progress(f"target {chosen.name}")
         run = Run(options, chosen)
         try:
-            made.append(_compile(run, imported))
+            made.append(compiled(run))
         finally:
             if options.dump:
                 run.dumps.write(options.dump / chosen.name if len(targets) > 1 else options.dump)
-    artifact = _write(made, imported, options)
-    seconds = time.perf_counter() - start if artifact else 0.0
-    first, *others = (report_of(m.graph, m.run.dumps, m.context, artifact, seconds) for m in made)
-    return replace(first, others=tuple(others))
+    return made
 
 
 @dataclass(frozen=True, slots=True)

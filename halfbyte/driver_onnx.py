@@ -27,6 +27,7 @@ from .driver import (
     IMPORT,
     Options,
     Run,
+    for_each,
     is_late,
     phase_facts,
     recipe_of,
@@ -71,16 +72,7 @@ def compile_onnx(options: Options) -> CompileReport:
     )
     for note in imported.notes:
         options.progress(f"{IMPORT:22} note: {note}")
-    made: list[Made] = []
-    for chosen in targets:
-        if len(targets) > 1:
-            options.progress(f"target {chosen.name}")
-        run = Run(options, chosen)
-        try:
-            made.append(compile_target(run, imported))
-        finally:
-            if options.dump:
-                run.dumps.write(options.dump / chosen.name if len(targets) > 1 else options.dump)
+    made = for_each(targets, options, lambda run: compile_target(run, imported))
     artifact = _write(made, imported, options)
     seconds = time.perf_counter() - start if artifact else 0.0
     first, *others = (_report(m, artifact, seconds) for m in made)
