@@ -22,6 +22,7 @@ from ..runtime.artifact import (
     ArenaFacts,
     Artifact,
     ArtifactWriter,
+    GraphRecord,
     KernelChoice,
     KernelCode,
     Manifest,
@@ -35,7 +36,7 @@ from ..runtime.artifact import (
 )
 from .build import Built, Options, Toolchain, build, run_program
 from .compiler import Compiler
-from .graphs import Graphs, graphs_of
+from .graphs import graphs_of
 from .kernel_code import compiled_kernels
 from .nvcc import DRIVER_MIN, CudaCompiler
 from .plan import EXPORTS, Plan, buckets_of, cpu_sources, make_plan, manifest_shape
@@ -66,7 +67,7 @@ class Library:
     sources: Mapping[str, str]
     seconds: float
     code: tuple[KernelCode, ...] = ()
-    graphs: Graphs | None = None
+    graphs: GraphRecord | None = None
 
     @property
     def name(self) -> str:

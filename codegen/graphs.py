@@ -7,16 +7,14 @@ for every op and bucket which compiled kernels run, on what grid, with what reso
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.errors import IRError
 from ..ir.target import Target
-from ..runtime.artifact import KernelCode
+from ..runtime.artifact import BucketGraph, Enqueued, GraphRecord, KernelCode
 from .tiles import tile_of
 
-FILE = "60_codegen/graphs.json"
 _PLAIN = 48 * 1024  # bytes of shared memory that a block gets without asking
 
 
@@ -28,40 +26,7 @@ class Compiled:
     code: KernelCode
 
 
-@dataclass(frozen=True, slots=True)
-class Enqueued:
-    """A kernel as a step enqueues it. `kernel`: which of the manifest's `code`; `tile`: what a
-    block makes, in words; `shared`: dynamic, bytes per block.
-    """
-
-    kernel: int
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    shared: int
-    cluster: int
-    tile: str
-
-
-@dataclass(frozen=True, slots=True)
-class Graphs:
-    """`launches`: bucket -> for each launch, and the sampler behind them, indices of `kinds`."""
-
-    sms: int
-    kinds: tuple[Enqueued, ...]
-    launches: Mapping[int, Sequence[Sequence[int]]]
-
-    def to_json(self) -> bytes:
-        """As halfbyte/inspect_graph.py reads it."""
-        kinds = [
-            {"kernel": k.kernel, "grid": k.grid, "block": k.block, "shared": k.shared,
-             "cluster": k.cluster, "tile": k.tile}
-            for k in self.kinds
-        ]  # fmt: skip
-        graphs = [{"bucket": b, "launches": found} for b, found in self.launches.items()]
-        return json.dumps({"sms": self.sms, "kinds": kinds, "graphs": graphs}).encode()
-
-
-def graphs_of(said: str, compiled: Sequence[Compiled], target: Target) -> Graphs:
+def graphs_of(said: str, compiled: Sequence[Compiled], target: Target) -> GraphRecord:
     """The lines of `record`. IRError: a kernel that nobody compiled, or that cannot be launched."""
     by_symbol = {c.symbol: i for i, c in enumerate(compiled)}
     kinds: dict[Enqueued, int] = {}
@@ -78,7 +43,8 @@ def graphs_of(said: str, compiled: Sequence[Compiled], target: Target) -> Graphs
         while len(found) <= int(launch):
             found.append([])
         found[int(launch)].append(kinds.setdefault(kind, len(kinds)))
-    return Graphs(target.sms, tuple(kinds), launches)
+    graphs = (BucketGraph(b, tuple(map(tuple, found))) for b, found in launches.items())
+    return GraphRecord(target.sms, tuple(kinds), tuple(graphs))
 
 
 def _check_shared(code: KernelCode, shared: int, allowed: int, target: Target) -> None:

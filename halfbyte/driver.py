@@ -26,7 +26,6 @@ from .codegen.emit import (
     kernel_choice,
     write_artifact,
 )
-from .codegen.graphs import FILE as GRAPHS
 from .codegen.nvcc import find_cuda_compiler
 from .codegen.plan_cuda import arch_of
 from .codegen.table import declarations
@@ -45,7 +44,7 @@ from .passes import pipeline
 from .passes.context import RECIPES, Context
 from .passes.p35_select_kernels import select
 from .passes.pipeline import Report
-from .runtime.artifact import PASSES, Artifact, ModelFacts, PhaseFacts
+from .runtime.artifact import GRAPHS, PASSES, Artifact, ModelFacts, PhaseFacts
 
 ONNX_SUFFIX = ".onnx"  # the format has no magic number
 IMPORT, CODEGEN, ARTIFACT = "00_import", "60_codegen", "70_artifact"

@@ -12,42 +12,9 @@ from dataclasses import dataclass
 from .inspect_format import layer_of, pattern_of, short, table, with_layers
 from .inspect_source import Source
 from .ir.errors import ModelError
+from .runtime.graph_record import FILE, BucketGraph, Enqueued, GraphRecord
 from .runtime.manifest import KernelCode
 from .runtime.strict import decode, parse_json
-
-FILE = "60_codegen/graphs.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kernel as it is enqueued: `kernel` counts in the manifest's code, bytes are per block."""
-
-    kernel: int
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    shared: int
-    cluster: int
-    tile: str
-
-
-@dataclass(frozen=True, slots=True)
-class BucketGraph:
-    """For each launch of a bucket, and the sampler behind them, what it enqueues (of `kinds`)."""
-
-    bucket: int
-    launches: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """graphs.json. `sms`: multiprocessors of the card that grids are for."""
-
-    sms: int
-    kinds: tuple[Kind, ...]
-    graphs: tuple[BucketGraph, ...]
-
-    def of(self, bucket: int) -> BucketGraph | None:
-        return next((g for g in self.graphs if g.bucket == bucket), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +63,14 @@ class Graphs:
     graphs: tuple[Graph, ...]
 
 
-def record(source: Source) -> Record | None:
+def record(source: Source) -> GraphRecord | None:
     """What the compiler recorded; None for a target without graphs."""
     part = f"{source.folder}/{FILE}"
     data = source.artifact.read_optional(part)
     if data is None:
         return None
     where = str(source.artifact.path(part))
-    found = decode(Record, parse_json(data, where), where)
+    found = decode(GraphRecord, parse_json(data, where), where)
     for graph in found.graphs:
         if any(not 0 <= i < len(found.kinds) for launch in graph.launches for i in launch):
             raise ModelError(f"{where}: bucket {graph.bucket} names a kind that is not there")
@@ -112,7 +79,7 @@ def record(source: Source) -> Record | None:
     return found
 
 
-def node(kind: Kind, code: Sequence[KernelCode]) -> Node:
+def node(kind: Enqueued, code: Sequence[KernelCode]) -> Node:
     """An enqueued kernel with what its machine code takes."""
     own = code[kind.kernel]
     x, y, z = kind.block
@@ -131,7 +98,7 @@ def graphs(source: Source) -> Graphs:
     return Graphs(source.target, found.sms, tuple(_graph(source, found, g) for g in found.graphs))
 
 
-def _graph(source: Source, found: Record, graph: BucketGraph) -> Graph:
+def _graph(source: Source, found: GraphRecord, graph: BucketGraph) -> Graph:
     code = source.facts.code
     ops = [c for c in source.facts.kernels if c.bucket == graph.bucket]
     groups: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}

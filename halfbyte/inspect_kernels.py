@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .inspect_format import layer_of, pattern_of, short, table, token_spans, with_layers, wrapped
-from .inspect_graph import COLUMNS, RIGHT, Node, Record, node, node_cells, record
+from .inspect_graph import COLUMNS, RIGHT, Node, node, node_cells, record
 from .inspect_source import Source
+from .runtime.graph_record import GraphRecord
 from .runtime.manifest import KernelChoice, KernelCode, Refusal
 
 LINEARS = ("linear", "fused_linear")
@@ -86,7 +87,7 @@ def kernels(source: Source) -> Kernels:
     )
 
 
-def _compiled(source: Source, rows: Sequence[Row], found: Record) -> tuple[Compiled, ...]:
+def _compiled(source: Source, rows: Sequence[Row], found: GraphRecord) -> tuple[Compiled, ...]:
     """What the first launch of each row enqueues, bucket by bucket."""
     index: dict[tuple[str, str, int], int] = {}
     seen: dict[int, int] = {}

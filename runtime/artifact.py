@@ -15,6 +15,8 @@ from types import TracebackType
 
 from ..ir.errors import IRError, ModelError, TargetError
 from .disk import replace_folder, require_space, sha256_of, sync_folder, writing
+from .graph_record import FILE as GRAPHS
+from .graph_record import BucketGraph, Enqueued, GraphRecord
 from .manifest import (
     FORMAT,
     MANIFEST,
@@ -44,12 +46,16 @@ from .weights import TensorSpec, WeightImage, WeightsFile, WeightsWriter, place
 
 __all__ = [
     "FORMAT",
+    "GRAPHS",
     "MANIFEST",
     "PASSES",
     "WEIGHTS",
     "ArenaFacts",
     "Artifact",
     "ArtifactWriter",
+    "BucketGraph",
+    "Enqueued",
+    "GraphRecord",
     "KernelChoice",
     "KernelCode",
     "Manifest",

@@ -165,7 +165,9 @@ def compiled(shared: int) -> list[Compiled]:
 def test_a_launch_that_a_device_would_refuse_is_our_bug() -> None:
     line = "1 0 {},1,1 128,1,1 {} {} 1 _Z1kv"
     ok = graphs_of(line.format(4, 49152, 49152), compiled(128), target("sm_120a"))
-    assert ok.kinds[0].grid == (4, 1, 1) and list(ok.launches[1]) == [[0]]
+    graph = ok.of(1)
+    assert graph is not None
+    assert ok.kinds[0].grid == (4, 1, 1) and list(map(list, graph.launches)) == [[0]]
     for shared, allowed in ((49152, 0), (50000, 49152), (101376, 101376)):
         with pytest.raises(IRError, match="bytes of shared memory"):
             graphs_of(line.format(1, shared, allowed), compiled(128), target("sm_120a"))
