@@ -56,10 +56,10 @@ def _prepared_rows(op: Op, tokens: int) -> Workspace:
 
 
 def _split_tiles(op: Op, tokens: int) -> Workspace:
-    """And the sums of two tiles of nvfp4_gemm.cu for each multiprocessor, where it splits K."""
+    """And the sums of a tile of nvfp4_gemm.cu for each multiprocessor, where it splits K."""
     prepared = _prepared_rows(op, tokens)
     columns = next((c for c in _SPLIT_TOKENS if tokens <= c), 0)
-    return Workspace(ceil_to(prepared.shared, 256) + 2 * MOST_SMS * columns * 512)
+    return Workspace(ceil_to(prepared.shared, 256) + MOST_SMS * columns * 512)
 
 
 def _attention_decode(op: Op, tokens: int) -> Workspace:

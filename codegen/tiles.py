@@ -20,7 +20,7 @@ _TILES: dict[tuple[str, str], _Tile] = {
     ("nvfp4_w4a4_cutlass_k128", "cutlass"): lambda a: "128 x 128 x 128",
     ("nvfp4_w4a4_cutlass_k256", "cutlass"): lambda a: "128 x 128 x 256",
     ("nvfp4_gemv", "gemv"): lambda a: f"{16 * a[0]} x {8 * a[1]} x K",
-    ("nvfp4_gemm", "gemm"): lambda a: f"128 x {a[0]} x 64",
+    ("nvfp4_gemm", "gemm"): lambda a: f"{a[1]} x {a[0]} x 64",
     ("dense_gemv", "dense_gemv_kernel"): lambda a: "16 x 8 x 128",
     ("dense_gemm", "dense_gemm_kernel"): lambda a: f"128 x {a[0]} x 64",
     ("attention_prefill", "attention_prefill_kernel"): lambda a: f"{16 * a[1]} queries x 64 keys",

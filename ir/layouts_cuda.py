@@ -1,4 +1,4 @@
-"""Weight layouts of the CUDA targets, as pure permutations of bits.
+"""Weight layouts of the CUDA targets, as permutations of bits.
 
 `sfatom128x4`: what the block-scaled tensor cores of sm_120 read, through CUTLASS or our own
 kernels: codes row by row, scales in CUTLASS's atoms.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .layouts import pad_to, scales_from_sfatom, scales_to_sfatom
-from .numerics import U8, Array, pack_codes
+from .numerics import BLOCK, U8, Array, pack_codes
 from .types import CODE_ROW_K, TILE_K, TILE_ROWS
 
 # Bits of a half word that hold bits 0..3 (m, e, e, s) of the code of pair 0, 1, 2, 3.
@@ -49,15 +49,25 @@ def nvfp4_from_sfatom(codes: U8, atoms: Array, n: int, k: int) -> tuple[U8, Arra
     return codes[:, : k // 2], scales_from_sfatom(atoms, n, k // 16)
 
 
+def _without_void(packed: U8, block_scale: Array) -> U8:
+    """`packed`, with zero codes where the scale of a block is zero."""
+    void = block_scale.view(np.uint8) == 0
+    if not void.any():
+        return packed
+    blocks = packed.reshape(*void.shape, BLOCK // 2)
+    return np.where(void[..., None], np.uint8(0), blocks).reshape(packed.shape)
+
+
 def nvfp4_to_wgmma(packed: U8, block_scale: Array) -> tuple[U8, Array]:
     """Codes [N, K/2] and e4m3 scales [N, K/16] to `wgmma128x64` codes and SfAtom scales.
 
     Codes: u8 [N/128, K/64, 2, 128, 16], 16 bytes = 4 little-endian words for each half tile of 64
     rows and thread (32 * warp + 4 * g + t) of a warpgroup. Word w holds columns 16w + 2t + {0, 1}
     (low, high half word) of rows 16 * warp + 2g (pair 0) and + 1 (pair 1), and 8 columns further
-    on (pairs 2, 3), bits by CODE_BITS. Scales: e4m3 [N/128, K/64, 512]. Padding is zero.
+    on (pairs 2, 3), bits by CODE_BITS. Scales: e4m3 [N/128, K/64, 512]. Padding is zero, and so are
+    the codes of a block whose scale is zero: the kernels' way to read a scale knows no zero.
     """
-    padded = pad_to(packed, TILE_ROWS, TILE_K // 2)
+    padded = pad_to(_without_void(packed, block_scale), TILE_ROWS, TILE_K // 2)
     tiles, steps = padded.shape[0] // TILE_ROWS, padded.shape[1] * 2 // TILE_K
     codes = padded.reshape(tiles, *_ROWS, steps, *_COLUMNS[:3])
     # now [tile, half, warp, g, odd row, step, k16 step, upper eight, t]: a byte is both odd k
@@ -71,7 +81,7 @@ def nvfp4_to_wgmma(packed: U8, block_scale: Array) -> tuple[U8, Array]:
 
 
 def nvfp4_from_wgmma(codes: U8, atoms: Array, n: int, k: int) -> tuple[U8, Array]:
-    """The inverse: packed codes [n, k/2] and e4m3 scales [n, k/16]."""
+    """The inverse: packed codes [n, k/2] and e4m3 scales [n, k/16], but for codes without effect."""
     tiles, steps = codes.shape[:2]
     halves: NDArray[np.uint16] = codes.view("<u2").reshape(tiles, steps, 2, TILE_ROWS, 4, 2)
     pairs = np.zeros((*halves.shape[:-1], 4, 2), np.uint8)

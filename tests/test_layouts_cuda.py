@@ -16,11 +16,11 @@ from halfbyte.ir import layouts, layouts_cuda, numerics
 Weight = tuple[NDArray[np.uint8], NDArray[Any]]
 
 
-def random_weight(n: int, k: int, seed: int) -> Weight:
+def random_weight(n: int, k: int, seed: int, least_scale: int = 1) -> Weight:
     rng = np.random.default_rng(seed)
     packed = rng.integers(0, 256, (n, k // 2), np.uint8)
-    scales = rng.integers(0, 127, (n, k // 16), np.uint8).view(ml_dtypes.float8_e4m3fn)
-    return packed, scales
+    scales = rng.integers(least_scale, 127, (n, k // 16), np.uint8)
+    return packed, scales.view(ml_dtypes.float8_e4m3fn)
 
 
 def decode_word(word: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -76,6 +76,24 @@ def test_the_kernels_decoding_gives_the_fragments_of_mma_m16n8k16() -> None:
                 row, k = 2 * g + register % 2, 2 * t + register // 2 * 8
                 expected = weight[:, :, row, :, k : k + 2]
                 assert np.array_equal(values[:, :, g, t, :, register], expected)
+
+
+def test_the_kernels_decoding_of_scales_is_exact_but_for_zero() -> None:
+    """nvfp4_decode.cuh `lifted_scales`: bits of f16, to those of a bf16 that is 2^118 as large."""
+    scales = np.arange(1, 0x7F, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
+    halves = scales.astype(np.float16).view(np.uint16)
+    lifted = ((halves >> 3) + np.uint16(0x7300)).view(ml_dtypes.bfloat16)
+    assert np.array_equal(lifted.astype(np.float64), scales.astype(np.float64) * 2.0**118)
+
+
+def test_blocks_whose_scale_is_zero_have_zero_codes() -> None:
+    packed, scales = random_weight(130, 96, 3, least_scale=0)
+    scales[5, 2] = scales[128] = 0
+    codes, atoms = layouts_cuda.nvfp4_to_wgmma(packed, scales)
+    back, back_scales = layouts_cuda.nvfp4_from_wgmma(codes, atoms, 130, 96)
+    void = np.repeat(scales.astype(np.float32) == 0, 8, axis=1)
+    assert np.array_equal(back, np.where(void, 0, packed))
+    assert np.array_equal(back_scales.view(np.uint8), scales.view(np.uint8))
 
 
 def test_scales_are_sfatom() -> None:
