@@ -81,7 +81,7 @@ def nvfp4_to_wgmma(packed: U8, block_scale: Array) -> tuple[U8, Array]:
 
 
 def nvfp4_from_wgmma(codes: U8, atoms: Array, n: int, k: int) -> tuple[U8, Array]:
-    """The inverse: packed codes [n, k/2] and e4m3 scales [n, k/16], but for codes without effect."""
+    """The inverse but for codes without effect: packed codes [n, k/2], e4m3 scales [n, k/16]."""
     tiles, steps = codes.shape[:2]
     halves: NDArray[np.uint16] = codes.view("<u2").reshape(tiles, steps, 2, TILE_ROWS, 4, 2)
     pairs = np.zeros((*halves.shape[:-1], 4, 2), np.uint8)
