@@ -7,7 +7,6 @@ tests/emulation/hopper. Speed and the real instructions are for a GPU: tests/tes
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from halfbyte.codegen import find_compiler
-from halfbyte.codegen.nvcc import find_cuda_compiler
-from halfbyte.codegen.plan_cuda import arch_of, kernel_facts
-from halfbyte.codegen.render import source
-from halfbyte.environment import cache_folder, compiler_command, cuda_home
+from halfbyte.codegen import ffi_options
+from halfbyte.codegen.build import build
+from halfbyte.codegen.plan_cuda import kernel_facts
+from halfbyte.codegen.render import Source, source
 from halfbyte.ir import layouts_cuda, numerics
 from halfbyte.ir.errors import TargetError
 from halfbyte.ir.target import target
+from tests.net_stand_in import toolchain
 
 EMULATION = Path(__file__).parent / "emulation" / "hopper"
 SMALL = [(32, 64), (32, 128), (64, 64), (64, 128)]
@@ -34,27 +33,19 @@ N, K, STRIDE = 300, 336, 344  # neither fills its last tile
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(pytestconfig: pytest.Config) -> Path:
     """nvfp4_gemm.cu, read by the C++ compiler with the stand-ins in place of three headers."""
-    folder = tmp_path_factory.mktemp("gemm")
-    host = find_compiler(compiler_command(), cache_folder())
+    assert pytestconfig.cache is not None
+    cache = Path(pytestconfig.cache.mkdir("objects"))
     try:
-        cuda = find_cuda_compiler(host, arch_of(target("sm_90a")), cuda_home())
+        compiler = toolchain(cache)
     except TargetError as error:
         pytest.skip(f"an emulated device needs CUDA's headers: {error}")
-    unit = source("nvfp4_gemm.cu", None, "cuda", **kernel_facts(target("sm_90a")))
-    (folder / unit.name).write_text(unit.text)
-    for name, text in unit.headers.items():
-        if not (EMULATION / name).exists():
-            (folder / name).write_text(text)
-    made = folder / "gemm.so"
-    includes = [f"-I{EMULATION}", f"-I{folder}", "-isystem", str(cuda.nvcc.root / "include")]
-    command = [*host.command, "-std=c++17", "-O2", "-w", "-fPIC", "-shared", *includes]
-    done = subprocess.run(
-        [*command, str(EMULATION / "gemm.cc"), "-o", str(made)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return made
+    kernel = source("nvfp4_gemm.cu", None, "cuda", **kernel_facts(target("sm_90a")))
+    stand_ins = {path.name: path.read_text() for path in EMULATION.glob("*.cuh")}
+    headers = {**kernel.headers, **stand_ins, kernel.name: kernel.text}
+    unit = Source("gemm.cc", (EMULATION / "gemm.cc").read_text(), headers, ("-w",))
+    return build([unit], ("planned", "failure", "multiply"), compiler, ffi_options(cache)).path
 
 
 @dataclass(frozen=True, slots=True)

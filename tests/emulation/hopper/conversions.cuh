@@ -21,12 +21,12 @@ uint16_t bits(T v) {
   return found;
 }
 
-inline uint32_t halves_of_e4m3(uint32_t bytes) {
+inline uint32_t widen_e4m3(uint32_t bytes) {
   return bits(__float2half(e4m3(bytes & 0xFF))) |
          static_cast<uint32_t>(bits(__float2half(e4m3(bytes >> 8 & 0xFF)))) << 16;
 }
 
-inline uint32_t pair_of_bf16(float low, float high) {
+inline uint32_t pack_bf16(float low, float high) {
   return bits(__float2bfloat16(low)) | static_cast<uint32_t>(bits(__float2bfloat16(high))) << 16;
 }
 
@@ -34,7 +34,7 @@ inline float low_of(uint32_t pair) { return __uint_as_float(pair << 16); }
 inline float high_of(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
 
 inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
-  return pair_of_bf16(low_of(a) * low_of(b), high_of(a) * high_of(b));
+  return pack_bf16(low_of(a) * low_of(b), high_of(a) * high_of(b));
 }
 
 }  // namespace
